@@ -1,0 +1,393 @@
+"""The one place where parts are made and joined. Everything else gets what it needs handed in."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import structlog
+
+from perpline.bus.bus import Bus
+from perpline.bus.memory import MemoryBus
+from perpline.bus.redis import RedisBus
+from perpline.collector.buffer import Buffer
+from perpline.collector.gaps import ClosedCandles, GapLedger
+from perpline.collector.malformed import MalformedFile
+from perpline.collector.recorder import FrameWriter
+from perpline.collector.rest_poller import RestPoller
+from perpline.common.clock import Clock, SystemClock
+from perpline.common.config import Settings
+from perpline.common.errors import NeedsPerson, Unavailable
+from perpline.domain.candle import INTERVAL_MS, MINUTE_MS, Candle, KlineUpdate, last_boundary
+from perpline.domain.instrument import Instrument
+from perpline.domain.market import BookTicker, MarkPrice
+from perpline.exchange.binance import endpoints
+from perpline.exchange.binance.decode import Control, Dropped, FieldWatch, decode, stream_of
+from perpline.exchange.binance.rest import BinanceRest
+from perpline.exchange.binance.weight import WeightLedger
+from perpline.exchange.ports import MarketRest
+from perpline.features.live import LiveFeatures
+from perpline.inference.baseline import Baseline
+from perpline.signals.engine import Market, SignalEngine
+from perpline.signals.publisher import Publisher
+from perpline.storage.sqlite import SqliteStore
+from perpline.storage.store import Row, Store, candle_row
+from perpline.websocket.connection import Connection, Deadlines
+from perpline.websocket.handlers.book_ticker_handler import BookTickerHandler
+from perpline.websocket.handlers.kline_handler import KlineHandler
+from perpline.websocket.handlers.mark_price_handler import MarkPriceHandler
+from perpline.websocket.stream_router import StreamRouter
+from perpline.websocket.subscriptions import STREAM_TYPES, plan_connections
+
+log = structlog.get_logger("perpline.bootstrap")
+
+CACHED_CANDLES = 96
+"""15m and 1h candles loaded for each symbol at the first start: a day and four days."""
+
+
+def open_store(url: str, *, read_only: bool = False) -> Store:
+    """The store that a database URL names, not yet opened. Raises NeedsPerson for one that cannot be served."""
+    scheme = url.split("://", 1)[0]
+    if scheme == "sqlite":
+        return SqliteStore.from_url(url, read_only=read_only)
+    raise NeedsPerson(
+        f"this version keeps its data in SQLite only: {scheme}:// is not served yet; use sqlite:///path/file.db"
+    )
+
+
+def open_bus(url: str) -> Bus:
+    """The bus that a URL names, not yet opened."""
+    return MemoryBus() if url.startswith("memory://") else RedisBus(url)
+
+
+def make_rest(settings: Settings, clock: Clock) -> BinanceRest:
+    return BinanceRest(settings.binance_futures_rest_url, clock, WeightLedger(clock, share=settings.rest_weight_share))
+
+
+async def make_clock(settings: Settings) -> SystemClock:
+    """The clock of the process: the host's, or at another speed one that starts at the exchange's time."""
+    if settings.clock_speed == 1:
+        return SystemClock()
+    rest = make_rest(settings, SystemClock())
+    try:
+        return SystemClock(settings.clock_speed, anchor_ms=await rest.server_time())
+    finally:
+        await rest.close()
+
+
+async def choose_instruments(settings: Settings, rest: MarketRest) -> dict[str, Instrument]:
+    """The instruments to follow, by symbol, in the order named or by volume. Raises NeedsPerson for unknown symbols."""
+    listed = {instrument.symbol: instrument for instrument in await rest.instruments()}
+    if settings.top is None:
+        missing = [symbol for symbol in settings.symbols if symbol not in listed]
+        if missing:
+            raise NeedsPerson(f"the exchange does not list {', '.join(missing[:5])}: check `symbols`")
+        return {symbol: listed[symbol] for symbol in settings.symbols if symbol not in settings.exclude}
+    volumes = await rest.quote_volumes_24h()
+    candidates = [
+        instrument
+        for instrument in listed.values()
+        if instrument.is_trading_perpetual
+        and instrument.quote_asset == "USDT"
+        and instrument.symbol not in settings.exclude
+    ]
+    candidates.sort(key=lambda instrument: (-volumes.get(instrument.symbol, 0.0), instrument.symbol))
+    if not candidates:
+        raise NeedsPerson("the exchange lists no TRADING USDT perpetual that is not excluded")
+    return {instrument.symbol: instrument for instrument in candidates[: settings.top]}
+
+
+@dataclass
+class Parts:
+    """Everything from router to outbox: what a worker of either kind, and a replay, have in common."""
+
+    settings: Settings
+    clock: Clock
+    store: Store
+    bus: Bus
+    instruments: dict[str, Instrument]
+    router: StreamRouter
+    klines: KlineHandler
+    marks: MarkPriceHandler
+    books: BookTickerHandler
+    closed: ClosedCandles
+    ledger: GapLedger
+    buffer: Buffer
+    features: LiveFeatures
+    model: Baseline
+    engine: SignalEngine
+    publisher: Publisher
+    fields: FieldWatch
+    malformed: MalformedFile
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Messages left out on purpose, by reason."""
+
+    @property
+    def symbols(self) -> list[str]:
+        return list(self.instruments)
+
+    def flush_minutes(self) -> None:
+        """Put the rows of the minutes in progress into the buffer."""
+        self.marks.flush()
+        self.books.flush()
+
+
+def make_parts(
+    settings: Settings,
+    clock: Clock,
+    store: Store,
+    bus: Bus,
+    instruments: dict[str, Instrument],
+    rest: MarketRest | None,
+    rng: random.Random,
+) -> Parts:
+    """Join everything that lies between a message and the outbox.
+
+    Without `rest` (a replay) nothing is ever fetched, and symbols are followed from their first kline on.
+    """
+    ledger = GapLedger(clock, store.open_gap, store.close_gap)
+    features = LiveFeatures(instruments)
+    model = Baseline()
+
+    def dropped_rows(table: str, rows: Sequence[Row]) -> None:
+        interval = table.removeprefix("candles_")
+        if interval in INTERVAL_MS:
+            for row in rows:
+                ledger.opened(row[0], table, row[1], row[1] + INTERVAL_MS[interval], "dropped: the database was away")
+
+    buffer = Buffer(
+        store.add_rows,
+        clock,
+        batch_size=settings.buffer_batch_rows,
+        max_age_s=settings.buffer_max_age_s,
+        max_rows=settings.buffer_max_rows,
+        on_dropped=dropped_rows,
+    )
+    marks = MarkPriceHandler(partial(buffer.add, "premium_index"))
+    books = BookTickerHandler(partial(buffer.add, "book_minutes"))
+    publisher = Publisher(store, bus, clock, rng, on_published=lambda messages, wall_us: engine.on_published(messages))
+
+    def last_1m(symbol: str) -> Candle | None:
+        return klines.last_closed["1m"].get(symbol)
+
+    engine = SignalEngine(
+        clock=clock,
+        store=store,
+        features=features,
+        model=model,
+        market=Market(marks.latest.get, books.latest.get, last_1m, instruments.get),
+        slot=settings.slot,
+        decide_within_s=settings.decide_within_s,
+        wake_publisher=publisher.wake,
+    )
+    klines = KlineHandler(
+        add_row=lambda candle: buffer.add(f"candles_{candle.interval}", candle_row(candle)),
+        add_to_features=features.add,
+        on_1m_candle_close=engine.on_1m_candle_close,
+    )
+
+    async def fetch(symbol: str, interval: str, start: int, end: int) -> list[KlineUpdate]:
+        assert rest is not None
+        limit = min(1500, (end - start) // INTERVAL_MS[interval])
+        return await rest.candles(symbol, interval, start=start, end=end, limit=limit)
+
+    async def stored(interval: str, symbol: str, open_time: int) -> Candle | None:
+        found = await store.candles(interval, symbol, open_time, open_time + 1)
+        return found[0] if found else None
+
+    async def repaired(candles: list[Candle]) -> None:
+        """Store candles of a hole that was passed, and put the features' window together again."""
+        await store.add_rows(f"candles_{candles[0].interval}", [candle_row(candle) for candle in candles])
+        symbol = candles[0].symbol
+        while candles[0].interval == "1m":
+            await buffer.flush()
+            window = (await store.last_candles("1m", [symbol], LiveFeatures.lookback_min))[symbol]
+            if window[-1].open_time == features.last_open(symbol):
+                features.rebuild(window)
+                break
+
+    def repair_since(interval: str, now: int) -> int:
+        if settings.gap_repair == "live":
+            return 0
+        return now - LiveFeatures.lookback_min * MINUTE_MS if interval == "1m" else now
+
+    closed = ClosedCandles(
+        clock=clock,
+        fetch=fetch if rest is not None else None,
+        deliver=klines.deliver,
+        ledger=ledger,
+        revise=partial(buffer.add, "revisions"),
+        stored=stored,
+        repaired=repaired,
+        repair_since=repair_since,
+        close_deadline_s=settings.close_deadline_s,
+        decide_within_s=settings.decide_within_s,
+    )
+    klines.offer = closed.offer
+
+    def handle_kline_of_a_recording(update: KlineUpdate) -> None:
+        if closed.follows(update.symbol):
+            klines.handle(update)
+            return
+        for interval in INTERVAL_MS:
+            closed.expect(update.symbol, interval, None)
+        features.follow(update.symbol)
+        engine.add(update.symbol, last_boundary(update.open_time))
+        klines.handle(update)
+
+    fields = FieldWatch()
+    malformed = MalformedFile(settings.malformed_file, settings.malformed_file_mb << 20)
+    parts: Parts
+
+    def dropped(content: Dropped) -> None:
+        parts.dropped[content.reason] = parts.dropped.get(content.reason, 0) + 1
+
+    parts = Parts(
+        settings=settings,
+        clock=clock,
+        store=store,
+        bus=bus,
+        instruments=instruments,
+        router=StreamRouter(
+            decode,
+            {
+                KlineUpdate: klines.handle if rest is not None else handle_kline_of_a_recording,
+                MarkPrice: marks.handle,
+                BookTicker: books.handle,
+                Dropped: dropped,
+                Control: _control_answer,
+            },
+            set_aside=malformed.keep,
+            see_fields=fields.see,
+        ),
+        klines=klines,
+        marks=marks,
+        books=books,
+        closed=closed,
+        ledger=ledger,
+        buffer=buffer,
+        features=features,
+        model=model,
+        engine=engine,
+        publisher=publisher,
+        fields=fields,
+        malformed=malformed,
+    )
+    return parts
+
+
+def _control_answer(answer: Control) -> None:
+    """Acknowledgements prove nothing and are passed over; a refusal is told."""
+    if answer.code is not None:
+        log.error("exchange_refused_control_message", code=answer.code, text=answer.message, action="subscribe")
+
+
+def make_connections(parts: Parts, rng: random.Random, recorder: FrameWriter | None) -> list[Connection]:
+    """The connections that carry every stream of every symbol to the router, and to the recorder if there is one."""
+    route = parts.router.route
+
+    def record_and_route(data: bytes, received_us: int) -> str | None:
+        assert recorder is not None
+        recorder.add(data, received_us)
+        return route(data, received_us)
+
+    on_message = route if recorder is None else record_and_route
+    return _connections(parts.settings, parts.clock, rng, parts.symbols, on_message)
+
+
+def make_recording_connections(
+    settings: Settings, clock: Clock, rng: random.Random, symbols: Sequence[str], recorder: FrameWriter
+) -> list[Connection]:
+    """The connections that carry every stream of these symbols to the recorder and nowhere else."""
+
+    def record(data: bytes, received_us: int) -> str | None:
+        recorder.add(data, received_us)
+        return stream_of(data)
+
+    return _connections(settings, clock, rng, symbols, record)
+
+
+def _connections(
+    settings: Settings,
+    clock: Clock,
+    rng: random.Random,
+    symbols: Sequence[str],
+    on_message: Callable[[bytes, int], str | None],
+) -> list[Connection]:
+    plans = plan_connections(
+        symbols, STREAM_TYPES, endpoints.route_of, endpoints.stream_name, settings.max_streams_per_connection
+    )
+    return [
+        Connection(
+            name=f"{plan.route}-{number}",
+            url=endpoints.connection_url(settings.binance_futures_ws_url, plan.route),
+            streams=plan.streams,
+            on_message=on_message,
+            subscribe_request=endpoints.subscribe_request,
+            clock=clock,
+            rng=rng,
+            deadlines=Deadlines(first_data_s=settings.first_data_deadline_s, silence_s=settings.silence_limit_s),
+        )
+        for number, plan in enumerate(plans)
+    ]
+
+
+def make_poller(parts: Parts, rest: MarketRest) -> RestPoller:
+    return RestPoller(
+        rest,
+        parts.clock,
+        lambda: parts.symbols,
+        parts.buffer.add,
+        price_klines=parts.settings.price_klines,
+    )
+
+
+async def load_windows(parts: Parts) -> None:
+    """Recovery: windows from the store, and the remainder asked of REST through the one door for closed candles.
+
+    What is missing before the windows (a long downtime) becomes a row in `gaps`, for `train` and `backfill` or, with
+    gap_repair = "live", to be fetched now.
+    """
+    now = parts.clock.exchange_now_ms()
+    parts.ledger.known(
+        (gap.symbol, gap.series, gap.from_time, gap.to_time, gap.id) for gap in await parts.store.gaps(only_open=True)
+    )
+    for interval, length in INTERVAL_MS.items():
+        boundary = last_boundary(now, length)
+        wanted = LiveFeatures.lookback_min if interval == "1m" else CACHED_CANDLES
+        start = boundary - wanted * length
+        stored = await parts.store.last_candles(interval, parts.symbols, wanted)
+        for symbol in parts.symbols:
+            candles = [candle for candle in stored[symbol] if candle.open_time >= start]
+            last = stored[symbol][-1].open_time if stored[symbol] else None
+            if last is not None and last + length < start:
+                if parts.settings.gap_repair == "live":
+                    start_of_symbol = last + length
+                else:
+                    parts.ledger.opened(symbol, f"candles_{interval}", last + length, start, "no process was alive")
+                    start_of_symbol = start
+            else:
+                start_of_symbol = start
+            next_open = start_of_symbol
+            for candle in candles:
+                if candle.open_time != next_open:
+                    break
+                parts.klines.last_closed[interval][symbol] = candle
+                if interval == "1m":
+                    parts.features.add(candle)
+                next_open += length
+            parts.closed.expect(symbol, interval, next_open)
+            if next_open < boundary:
+                parts.closed.heal(symbol, interval, boundary)
+
+
+async def measure_offset(clock: Clock, rest: MarketRest) -> None:
+    """Set the clock's offset from the exchange's answers; keeps the old one while the exchange does not answer."""
+    try:
+        offset_ms = await rest.measure_offset_ms()
+    except Unavailable as error:
+        log.warning("clock_offset_not_measured", reason=str(error), action="clock")
+        return
+    if abs(offset_ms - clock.offset_ms) > 250 * clock.speed:
+        log.warning("clock_offset", offset_ms=offset_ms, before_ms=clock.offset_ms, action="clock")
+    clock.offset_ms = offset_ms

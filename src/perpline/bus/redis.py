@@ -1,0 +1,131 @@
+"""The bus on a Redis or Valkey server, version 5 or later."""
+
+from hashlib import sha1
+from urllib.parse import urlsplit
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, NoScriptError, RedisError
+
+from perpline.bus.wire import channel_name, entry_fields, last_name, stream_name
+from perpline.common.errors import NeedsPerson, Unavailable
+from perpline.domain.signal import Message
+
+MAX_ENTRIES = 10_080
+"""Signals kept in a stream: a week of minutes, give or take a node of the stream's tree."""
+SCRIPT_MESSAGES = 50
+"""Messages that are sent in one script call."""
+TIMEOUT_S = 5.0
+
+PUBLISH_SCRIPT = """
+-- KEYS: stream and hash of each signal. ARGV: entries to keep, then for each message: its channel (empty: expired, not
+-- to be announced), its payload, the count of its entry's arguments (0: not a signal), T, and those arguments.
+-- Stops at the first error, so that no signal can overtake an older one of its stream, which would then be refused.
+local key, at = 1, 2
+while at <= #ARGV do
+    local channel, payload, count, t = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3]
+    local first, last = at + 4, at + 3 + count
+    local announce = channel ~= ''
+    if count > 0 then
+        local stream, hash = KEYS[key], KEYS[key + 1]
+        key = key + 2
+        local added = redis.pcall('XADD', stream, 'MAXLEN', '~', ARGV[1], t .. '-0', unpack(ARGV, first, last))
+        if type(added) == 'table' and added.err then
+            if not string.find(added.err, 'equal or smaller', 1, true) then return added end
+            announce = false -- the top id is this one or a newer: it was here before
+        end
+        local newest = tonumber(redis.call('HGET', hash, 'T') or '-1')
+        if newest < tonumber(t) then
+            redis.call('DEL', hash)
+            redis.call('HSET', hash, unpack(ARGV, first, last))
+        end
+    end
+    if announce then redis.call('PUBLISH', channel, payload) end
+    at = last + 1
+end
+return redis.status_reply('OK')
+"""
+PUBLISH_SCRIPT_SHA = sha1(PUBLISH_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+"""The name the server gives the script."""
+
+
+class RedisBus:
+    """A `Bus` with the streams, hashes and channels of contracts.md.
+
+    Stream entry, hash and announcement of a signal happen at once or not at all, so a signal that is sent again does
+    nothing. The other kinds of message are only announced, and are heard again when sent again.
+    If `open` found nobody, `publish` may be tried all the same: it connects when it can.
+
+    Addresses: redis://, rediss:// and unix://. Passwords appear in no error.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._where = "Redis"
+        self._client: Redis | None = None
+
+    async def open(self) -> None:
+        self._where = f"Redis at {_without_secrets(self._url)}"
+        try:
+            self._client = Redis.from_url(
+                self._url,
+                socket_timeout=TIMEOUT_S,
+                socket_connect_timeout=TIMEOUT_S,
+                # Trying again is the publisher's, which waits between tries and says what happens.
+                retry=Retry(NoBackoff(), 0),
+            )
+        except ValueError as error:
+            raise NeedsPerson(f"{self._where}: the address cannot be read: write redis://host:6379/0") from error
+        try:
+            await self._client.ping()
+        except (RedisError, OSError) as error:
+            raise self._translated(error) from error
+
+    async def publish(self, messages: list[Message], now_ms: int) -> None:
+        for start in range(0, len(messages), SCRIPT_MESSAGES):
+            await self._publish_some(messages[start : start + SCRIPT_MESSAGES], now_ms)
+
+    async def close(self) -> None:
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.aclose()
+
+    async def _publish_some(self, messages: list[Message], now_ms: int) -> None:
+        keys: list[str] = []
+        args: list[str | int] = [MAX_ENTRIES]
+        for message in messages:
+            entry: list[str] = []
+            if message.kind == "signal":
+                keys += [stream_name(message.slot, message.symbol), last_name(message.slot, message.symbol)]
+                entry = [part for field in entry_fields(message).items() for part in field]
+            channel = channel_name(message) if now_ms <= message.valid_until else ""
+            args += [channel, message.payload, len(entry), message.close_time, *entry]
+        if self._client is None:
+            raise Unavailable(f"{self._where}: not connected")
+        try:
+            try:
+                await self._client.evalsha(PUBLISH_SCRIPT_SHA, len(keys), *keys, *args)
+            except NoScriptError:  # the first call since the server started
+                await self._client.eval(PUBLISH_SCRIPT, len(keys), *keys, *args)
+        except (RedisError, OSError) as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: Exception) -> Exception:
+        text = f"{self._where}: {type(error).__name__}: {error}"
+        password = urlsplit(self._url).password
+        if password:
+            text = text.replace(password, "***")
+        is_for_a_person = isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError)
+        if is_for_a_person or "WRONGTYPE" in str(error):
+            return NeedsPerson(text)
+        return Unavailable(text)
+
+
+def _without_secrets(url: str) -> str:
+    """Host, port and path only: user names, passwords and options may be secrets."""
+    try:
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    except ValueError:
+        return "an address that cannot be read"

@@ -1,0 +1,60 @@
+"""What the commands share: options with one meaning everywhere, the running of a loop, and the last line of --json."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+T = TypeVar("T")
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="Settings file; default: ./perpline.toml, then the user's.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+DatabaseOption = Annotated[
+    str | None, typer.Option("--database", help="Where the tables are: sqlite:///path/file.db", show_default=False)
+]
+RedisOption = Annotated[
+    str | None, typer.Option("--redis", help="Where messages go: memory:// or redis://…", show_default=False)
+]
+
+stderr = Console(stderr=True)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """The one JSON object of a command, alone on the last line of stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def run_loop(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -> T:
+    """Run `main(stop)` on uvloop where there is one; Ctrl-C and SIGTERM set `stop`, and a second one kills."""
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop]
+    try:
+        from uvloop import new_event_loop
+    except ImportError:  # Windows has none; asyncio's own loop does as well
+        new_event_loop = asyncio.new_event_loop
+
+    async def guarded() -> T:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def stopped(number: int) -> None:
+            stop.set()
+            for each in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(each)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+        if sys.platform != "win32":
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, stopped, number)
+        return await main(stop)
+
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(guarded())

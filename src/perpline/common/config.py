@@ -1,0 +1,352 @@
+"""Settings: what a person may change, from perpline.toml, PERPLINE_ environment variables and options, checked once.
+
+Plain pydantic and tomllib. pydantic-settings would merge the sources too, but forgets which one a value came from, and
+`config show` and every error text name it.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from perpline.common.errors import NeedsPerson
+
+PREFIX = "PERPLINE_"
+
+BINANCE_URLS: dict[str, tuple[str, str]] = {
+    "mainnet": ("wss://fstream.binance.com", "https://fapi.binance.com"),
+    "testnet": ("wss://fstream.binancefuture.com", "https://demo-fapi.binance.com"),
+}
+"""WebSocket and REST base URL by network (binance.md 1.1)."""
+
+
+def _none(value: object) -> object:
+    return None if isinstance(value, str) and value.strip().lower() in ("", "none") else value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+OptionalPath = Annotated[Path | None, BeforeValidator(_none)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Megabytes = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Settings(BaseModel):
+    """Every setting, checked. Made by `load_settings`, which knows the defaults that depend on the surroundings.
+
+    Durations are seconds of market time where the exchange's clock matters (close_deadline_s, decide_within_s), of wall
+    time elsewhere. Relative paths are relative to the working directory.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    network: Annotated[Literal["mainnet", "testnet", "custom"], BeforeValidator(_lower)] = "mainnet"
+    """Sets both URLs below; `custom` (the simulated exchange, a proxy) wants both given."""
+    binance_futures_ws_url: str
+    binance_futures_rest_url: str
+
+    symbols: str | tuple[str, ...] = "top:30"
+    """A list, or "top:N": the N TRADING USDT perpetuals with the largest quote volume of 24 hours."""
+    exclude: tuple[str, ...] = ()
+    """Never followed, also when within the top N."""
+
+    max_streams_per_connection: int = Field(200, ge=1, le=1024)
+    first_data_deadline_s: Seconds = 10.0
+    """A stream that delivered nothing so long after its subscription is named in a warning and subscribed again."""
+    silence_limit_s: Seconds = 15.0
+    """A connection without any data for so long is lost. Short, for each market connection carries markPrice@1s, and
+    fifteen missing in a row are no accident."""
+
+    close_deadline_s: float = Field(3.0, gt=0, le=60)
+    """A close that has not come so long after T is fetched over REST. The closing frame is often up to 2 s late."""
+    decide_within_s: float = Field(30.0, gt=0, le=60)
+    """A close known later than T plus this is recorded as skipped_missed instead of being decided."""
+    gap_repair: Annotated[Literal["retrain", "live"], BeforeValidator(_lower)] = "retrain"
+    """Whether holes outside the windows in use wait for `train` or `backfill`, or are fetched at once."""
+    price_klines: bool = True
+    """Whether mark, index and premium klines are polled."""
+    rest_weight_share: float = Field(0.8, ge=0.05, le=1)
+    """How much of the exchange's request weight a minute perpline allows itself."""
+
+    data_dir: Path
+    """Where the database and the malformed frames go by default: $XDG_DATA_HOME/perpline."""
+    database_url: SecretStr
+    redis_url: SecretStr = SecretStr("memory://")
+    """The bus: memory:// (inside the process) or redis://…"""
+    buffer_batch_rows: int = Field(500, ge=1, le=100_000)
+    buffer_max_age_s: Seconds = 5.0
+    buffer_max_rows: int = Field(100_000, ge=1, le=10_000_000)
+    """Rows a table may have waiting while the database is away; beyond it the oldest are dropped, and said to be."""
+
+    record: OptionalPath = None
+    """Raw frames are also written here (zstd, rotated): at most record_files files of record_file_mb each."""
+    record_file_mb: Megabytes = 100
+    record_files: int = Field(20, ge=1, le=100_000)
+    malformed_file: OptionalPath
+    """Frames that could not be decoded are kept here, until it has malformed_file_mb. "none" keeps none."""
+    malformed_file_mb: Megabytes = 16
+
+    slot: str = Field("champion", pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")
+    status_port: int = Field(9720, ge=0, le=65_535)
+    """Loopback port of the worker's endpoint; 0 takes a free one."""
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
+    log_format: Annotated[Literal["auto", "console", "json"], BeforeValidator(_lower)] = "auto"
+    """`auto`: console on a terminal, JSON lines elsewhere."""
+    clock_speed: float = Field(1.0, gt=0, le=1000)
+    """How many times as fast as the wall market time runs. Only for the simulated exchange, run at the same speed."""
+
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def top(self) -> int | None:
+        """N of "top:N", None where the symbols are listed."""
+        return int(self.symbols[4:]) if isinstance(self.symbols, str) else None
+
+    def masked(self) -> dict[str, dict[str, object]]:
+        """{name: {"value", "source"}} for people and logs: plain JSON values, passwords replaced by ***.
+
+        The source is "default", "default of …", the file's name, the environment variable or "option".
+        """
+        return {
+            name: {"value": _shown(getattr(self, name)), "source": self._sources.get(name, "default")}
+            for name in type(self).model_fields
+        }
+
+    @field_validator("symbols", "exclude", mode="before")
+    @classmethod
+    def _check_symbols(cls, value: object, info: Any) -> object:
+        if isinstance(value, str):
+            text = value.strip()
+            if info.field_name == "symbols" and (top := re.fullmatch(r"(?i)top:\s*(\d{1,4})", text)):
+                if int(top[1]) == 0:
+                    raise ValueError("top:0 would follow nothing")
+                return f"top:{int(top[1])}"
+            value = [part for part in text.split(",") if part.strip()]
+        if not isinstance(value, list | tuple) or not all(isinstance(symbol, str) for symbol in value):
+            raise ValueError('a list of symbols like ["BTCUSDT", "ETHUSDT"] or "top:30" is expected')
+        names = tuple(dict.fromkeys(symbol.strip().upper() for symbol in value))
+        for name in names:
+            # Symbols may hold letters of any script (binance.md 1.3), but nothing that would change a stream's name.
+            if not re.fullmatch(r"\w{1,40}", name):
+                raise ValueError(f"{name!r} is no symbol")
+        if info.field_name == "symbols" and not names:
+            raise ValueError("no symbol is named")
+        return names
+
+    @field_validator("binance_futures_ws_url", "binance_futures_rest_url")
+    @classmethod
+    def _check_url(cls, value: str, info: Any) -> str:
+        schemes = ("ws", "wss") if info.field_name == "binance_futures_ws_url" else ("http", "https")
+        _check_scheme(value, schemes, needs_host=True)
+        return value.rstrip("/")
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, value: SecretStr) -> SecretStr:
+        _check_scheme(value.get_secret_value(), ("sqlite", "postgresql"))
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: SecretStr) -> SecretStr:
+        _check_scheme(value.get_secret_value(), ("memory", "redis", "rediss", "unix"))
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        # Prices of one network with candles of another would be stored side by side and never told apart again.
+        pair = (self.binance_futures_ws_url, self.binance_futures_rest_url)
+        for network, known in BINANCE_URLS.items():
+            if (pair[0] == known[0]) != (pair[1] == known[1]):
+                raise ValueError(
+                    f"binance_futures_ws_url and binance_futures_rest_url: one is {network}'s and the other is not; "
+                    "set both, or only network"
+                )
+        if not isinstance(self.symbols, str) and set(self.symbols) <= set(self.exclude):
+            raise ValueError("exclude: it holds every one of symbols")
+        if self.clock_speed != 1 and pair in BINANCE_URLS.values():
+            raise ValueError("clock_speed: only the simulated exchange runs at another speed than 1")
+        if self.decide_within_s <= self.close_deadline_s:
+            raise ValueError(
+                f"decide_within_s ({self.decide_within_s:g}) must be longer than close_deadline_s "
+                f"({self.close_deadline_s:g}), or a close fetched over REST is always too late"
+            )
+        return self
+
+
+def load_settings(config: Path | None, env: Mapping[str, str], overrides: Mapping[str, object]) -> Settings:
+    """The settings: options before PERPLINE_ environment variables before the file before the defaults.
+
+    The file is `config`, else $PERPLINE_CONFIG, else ./perpline.toml, else $XDG_CONFIG_HOME/perpline/perpline.toml;
+    of the last two none need exist. In `overrides`, None means not given; an empty environment variable counts as not
+    set. Raises NeedsPerson, with one line naming setting, source and what is expected, for an unknown name or a bad
+    value; ValueError for an unknown name in `overrides`, which only our own code can cause.
+    """
+    known = Settings.model_fields
+    file = _config_file(config, env)
+    layers: list[dict[str, tuple[object, str]]] = [
+        {} if file is None else _from_file(file),
+        _from_environment(env),
+        {name: (value, "option") for name, value in overrides.items() if value is not None},
+    ]
+    if unknown := sorted(layers[2].keys() - known.keys()):
+        raise ValueError(f"no such setting: {', '.join(unknown)}")
+    given = {name: entry for layer in layers for name, entry in layer.items()}
+    values = {**_defaults(given, env), **given}
+    try:
+        settings = Settings.model_validate({name: _expanded(name, value, env) for name, (value, _) in values.items()})
+    except ValidationError as error:
+        raise NeedsPerson(_explain(error, values)) from None
+    settings._sources = {name: source for name, (_, source) in values.items()}
+    return settings
+
+
+def _config_file(config: Path | None, env: Mapping[str, str]) -> Path | None:
+    if config is not None:
+        return config
+    if named := env.get("PERPLINE_CONFIG"):
+        return Path(named)
+    candidates = (Path("perpline.toml"), _xdg(env, "XDG_CONFIG_HOME", ".config") / "perpline" / "perpline.toml")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _from_file(path: Path) -> dict[str, tuple[object, str]]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NeedsPerson(f"cannot read the settings file {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise NeedsPerson(f"the settings file {path} is not UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
+        raise NeedsPerson(f"the settings file {path} is not TOML: {error}") from None
+    names = list(Settings.model_fields)
+    for key in content:
+        if key not in names:
+            raise NeedsPerson(f"unknown setting {key!r} in {path}: {_did_you_mean(key, names)}")
+    return {key: (value, str(path)) for key, value in content.items()}
+
+
+def _from_environment(env: Mapping[str, str]) -> dict[str, tuple[object, str]]:
+    variables = {PREFIX + name.upper(): name for name in Settings.model_fields}
+    found: dict[str, tuple[object, str]] = {}
+    for variable, value in env.items():
+        # PERPLINE_TEST_… steer the tests and reach no setting.
+        if not variable.startswith(PREFIX) or variable == "PERPLINE_CONFIG" or variable.startswith("PERPLINE_TEST_"):
+            continue
+        if variable not in variables:
+            guess = _did_you_mean(variable.removeprefix(PREFIX).lower(), list(variables.values()), PREFIX)
+            raise NeedsPerson(f"unknown environment variable {variable!r}: {guess}")
+        if value.strip():
+            found[variables[variable]] = (value, variable)
+    return found
+
+
+def _did_you_mean(name: str, names: list[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    if not close:
+        return "no setting has a name like it"
+    return f"did you mean {(prefix + close[0].upper() if prefix else close[0])!r}?"
+
+
+def _defaults(given: Mapping[str, tuple[object, str]], env: Mapping[str, str]) -> dict[str, tuple[object, str]]:
+    """The defaults that follow from other settings or from the surroundings."""
+    data_dir: object = given["data_dir"][0] if "data_dir" in given else _xdg(env, "XDG_DATA_HOME", ".local/share", True)
+    folder = _home_expanded(str(data_dir), env)
+    defaults: dict[str, tuple[object, str]] = {
+        "data_dir": (folder, "default"),
+        # Three slashes and the path: an absolute one makes four, which every reader of such URLs takes for absolute.
+        "database_url": (f"sqlite:///{folder / 'perpline.db'}", "default of data_dir"),
+        "malformed_file": (folder / "malformed.frames", "default of data_dir"),
+    }
+    network = str(given["network"][0]).lower() if "network" in given else "mainnet"
+    if network in BINANCE_URLS:
+        ws_url, rest_url = BINANCE_URLS[network]
+        defaults["binance_futures_ws_url"] = (ws_url, f"default of network {network}")
+        defaults["binance_futures_rest_url"] = (rest_url, f"default of network {network}")
+    return defaults
+
+
+def _xdg(env: Mapping[str, str], variable: str, fallback: str, own: bool = False) -> Path:
+    """A base folder of the XDG specification, by which a relative value is ignored; with `own`, perpline's part."""
+    base = Path(env.get(variable, ""))
+    folder = base if base.is_absolute() else _home(env) / fallback
+    return folder / "perpline" if own else folder
+
+
+def _home(env: Mapping[str, str]) -> Path:
+    if env.get("HOME"):
+        return Path(env["HOME"])
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise NeedsPerson("no home folder is known: set HOME, or data_dir and PERPLINE_CONFIG") from None
+
+
+def _expanded(name: str, value: object, env: Mapping[str, str]) -> object:
+    return _home_expanded(value, env) if name in _PATHS and isinstance(value, str) and _none(value) else value
+
+
+_PATHS = ("data_dir", "record", "malformed_file")
+
+
+def _home_expanded(text: str, env: Mapping[str, str]) -> Path:
+    return _home(env) / text[2:] if text.startswith("~/") else Path(text)
+
+
+def _explain(error: ValidationError, values: Mapping[str, tuple[object, str]]) -> str:
+    """One line about the first thing that is wrong; the others are found when it is mended."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    message = re.sub("^Value error, ", "", first["msg"]).replace("Input should be", "must be", 1)
+    if not first["loc"]:
+        return message
+    name = str(first["loc"][0])
+    if first["type"] == "missing":
+        return f"{name} is not set: with network = 'custom' both URLs must be given"
+    value, source = values[name]
+    # A URL may hold a password, and a broken one cannot be masked with certainty.
+    shown = "" if name in ("database_url", "redis_url") else f", not {value!r}"
+    return f"{name} ({source}): {message}{shown}"
+
+
+def _check_scheme(url: str, schemes: tuple[str, ...], needs_host: bool = False) -> None:
+    expected = " or ".join(f"{scheme}://…" for scheme in schemes)
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in schemes and "://" in url and (bool(parts.hostname) or not needs_host)
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(f"must be a URL {expected}")
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, SecretStr):
+        return masked_url(value.get_secret_value())
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def masked_url(url: str) -> str:
+    """The URL with every password in it (before the @, or as a query parameter) replaced by ***."""
+    # Up to the last @, so that a password with characters that should have been escaped is hidden as well.
+    url = re.sub(r"(?<=://)([^:@/?#]*):.*@", r"\1:***@", url)
+    return re.sub(r"(?i)([?&](?:password|passwd|pass|sslpassword|token)=)[^&#]*", r"\1***", url)

@@ -1,0 +1,112 @@
+"""The worker's own HTTP endpoint on loopback: how the command line, the dashboard and Prometheus reach a worker.
+
+/healthz answers anybody on this machine with ok or why not; everything else wants the token, which is in a file that
+only the user can read.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from perpline.common.errors import NeedsPerson
+
+HOST = "127.0.0.1"
+
+
+def token_file(data_dir: Path, port: int) -> Path:
+    """Where the worker on this port leaves its token."""
+    return data_dir / f"worker-{port}.json"
+
+
+class Endpoint:
+    """Serves /healthz, /status and /metrics while it is open.
+
+    `status()` returns plain JSON values, `trouble()` what is wrong in words (empty: nothing), `metrics()` the text that
+    Prometheus reads.
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int,
+        data_dir: Path,
+        status: Callable[[], dict[str, Any]],
+        trouble: Callable[[], list[str]],
+        metrics: Callable[[], bytes],
+    ) -> None:
+        self.port = port
+        self._data_dir = data_dir
+        self._status = status
+        self._trouble = trouble
+        self._metrics = metrics
+        self._token = secrets.token_urlsafe(24)
+        self._runner: web.AppRunner | None = None
+
+    async def open(self) -> None:
+        """Listen, and write the token file. Raises NeedsPerson where the port is taken or the file unwritable."""
+        app = web.Application(client_max_size=1 << 16, middlewares=[self._guard])
+        app.add_routes(
+            [
+                web.get("/healthz", self._healthz),
+                web.get("/status", self._get_status),
+                web.get("/metrics", self._get_metrics),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, HOST, self.port)
+        try:
+            await site.start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise NeedsPerson(
+                f"the status port {self.port} is taken: is another worker running? "
+                f"choose another with --status-port or status_port ({error.strerror or error})"
+            ) from None
+        self.port = self._runner.addresses[0][1]
+        self._write_token()
+
+    async def close(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            token_file(self._data_dir, self.port).unlink(missing_ok=True)
+
+    def _write_token(self) -> None:
+        path = token_file(self._data_dir, self.port)
+        content = {"url": f"http://{HOST}:{self.port}", "token": self._token, "pid": os.getpid()}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            # Made with its mode, never widened in between: the token must not be readable for an instant.
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                json.dump(content, file)
+        except OSError as error:
+            raise NeedsPerson(f"cannot write the token file {path}: {error.strerror or error}") from None
+
+    @web.middleware
+    async def _guard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        if request.path != "/healthz":
+            sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            if not secrets.compare_digest(sent.encode(), self._token.encode()):
+                return web.json_response({"error": "a token is wanted: Authorization: Bearer …"}, status=401)
+        return await handler(request)
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        trouble = self._trouble()
+        if trouble:
+            return web.json_response({"ok": False, "trouble": trouble}, status=503)
+        return web.json_response({"ok": True})
+
+    async def _get_status(self, request: web.Request) -> web.Response:
+        return web.json_response(self._status())
+
+    async def _get_metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})

@@ -1,0 +1,470 @@
+"""Exactly one decision for every symbol and closed minute: due symbols → features → model → policy → store → outbox."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
+
+import msgspec
+import numpy as np
+import structlog
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from perpline import __version__
+from perpline.common.clock import Clock
+from perpline.common.errors import Unavailable
+from perpline.common.telemetry import LatencyWindow
+from perpline.domain.candle import MINUTE_MS, Candle, last_boundary
+from perpline.domain.instrument import Instrument
+from perpline.domain.market import BookTicker, MarkPrice
+from perpline.domain.signal import Decision, Message, Prediction, Status, signal_id
+from perpline.features.live import LiveFeatures
+from perpline.inference.baseline import Baseline
+from perpline.signals.policy import Facts, Verdict, decide, exit_prices
+from perpline.storage.store import Store
+
+log = structlog.get_logger("perpline.engine")
+
+VALID_FOR_MS = 30_000
+"""A signal is meant to be acted on within this time of T; consumers must ignore it later (features.md 4.1)."""
+
+REMEMBERED_MS = 24 * 60 * MINUTE_MS
+"""Signals older than this have no bearing on a cooldown."""
+
+MISSED_AT_ONCE = 5_000
+"""Rows of missed minutes that go into one transaction after a long downtime."""
+
+
+class Market(Struct, frozen=True):
+    """What the engine may look up: the newest value by symbol, None where nothing has come yet."""
+
+    mark: Callable[[str], MarkPrice | None]
+    book: Callable[[str], BookTicker | None]
+    last_candle: Callable[[str], Candle | None]
+    instrument: Callable[[str], Instrument | None]
+
+
+class _Batch(Struct):
+    """Symbols decided together, until the last of their messages is published."""
+
+    close_time: int
+    last_received_us: int
+    unpublished: set[str]
+
+
+class SignalEngine:
+    """Decides what is due, all of it together, as soon as it is due; no timer is added when idle.
+
+    `on_1m_candle_close` only marks and wakes: it lies between bytes and decision and must not wait. A minute whose
+    close is known by T + `decide_within_s` is decided; any other gets the one row `skipped_missed`, written when the
+    process knows of it: at that deadline, or after a start for the minutes in which no process was alive.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        store: Store,
+        features: LiveFeatures,
+        model: Baseline,
+        market: Market,
+        slot: str,
+        decide_within_s: float,
+        wake_publisher: Callable[[], None],
+    ) -> None:
+        self.close_to_signal_ms = LatencyWindow()
+        """Wall milliseconds from the receipt of the closing frame of a batch's last symbol to published."""
+        self.market_close_to_signal_ms = LatencyWindow()
+        """Wall milliseconds from T to published: holds the exchange's own delay."""
+        self.by_status: Counter[Status] = Counter()
+        self.decided_by: Counter[str] = Counter()
+        """Rows stored by symbol."""
+        self.batches = 0
+        self.last_decision: dict[str, Decision] = {}
+        self._clock = clock
+        self._store = store
+        self._features = features
+        self._model = model
+        self._market = market
+        self._slot = slot
+        self._within_ms = round(decide_within_s * 1000)
+        self._wake_publisher = wake_publisher
+        self._last: dict[str, int] = {}
+        """The last T of each expected symbol that has a row, is due, or is noted as missed."""
+        self._last_ok: dict[tuple[str, int], int] = {}
+        """T of the last signal by symbol and side, for the cooldown."""
+        self._due: dict[str, int] = {}
+        self._received_us: dict[str, int] = {}
+        self._missed: list[tuple[str, int]] = []
+        self._rows_of_minute: dict[int, dict[Status, int]] = {}
+        self._unpublished: dict[tuple[str, int], _Batch] = {}
+        self._wake = asyncio.Event()
+
+    async def recover(self, symbols: Iterable[str]) -> None:
+        """Begin where the store says the last process ended.
+
+        Minutes since then that can no longer be decided are noted as missed; a symbol never seen before begins with the
+        next minute. Must be called before the first close is delivered.
+        """
+        now = self._clock.exchange_now_ms()
+        decided = await self._store.last_decided(self._slot)
+        self._last_ok = await self._store.last_signals(self._slot, now - REMEMBERED_MS)
+        for symbol in symbols:
+            self._last[symbol] = decided.get(symbol, last_boundary(now))
+        since = last_boundary(now) - 2 * MINUTE_MS
+        for _, close_time, status in await self._store.decision_rows(self._slot, since, now):
+            counts = self._rows_of_minute.setdefault(close_time, {})
+            counts[Status(status)] = counts.get(Status(status), 0) + 1
+        self._sweep(now)
+
+    def add(self, symbol: str, after: int) -> None:
+        """Expect decisions for this symbol for every minute that closes after this boundary."""
+        self._last.setdefault(symbol, after)
+
+    def forget(self, symbol: str) -> None:
+        self._last.pop(symbol, None)
+        self._due.pop(symbol, None)
+
+    @property
+    def has_due(self) -> bool:
+        return bool(self._due or self._missed)
+
+    @property
+    def undecided(self) -> list[str]:
+        """Symbols whose latest minute has no row yet and can still be decided."""
+        boundary = last_boundary(self._clock.exchange_now_ms())
+        waiting = {symbol for symbol, last in self._last.items() if last < boundary}
+        return sorted(waiting | self._due.keys() | {symbol for symbol, _ in self._unpublished})
+
+    def on_1m_candle_close(self, symbol: str, close_time: int) -> None:
+        """The candle that closed at T = `close_time` is in the features: the symbol is due, if it is not too late."""
+        last = self._last.get(symbol)
+        if last is None or close_time <= last:
+            return  # not expected, or a minute that has its row: recovery fills windows through here as well
+        self._missed += [(symbol, t) for t in range(last + MINUTE_MS, close_time, MINUTE_MS)]
+        self._last[symbol] = close_time
+        if self._clock.exchange_now_ms() > close_time + self._within_ms:
+            self._missed.append((symbol, close_time))
+        else:
+            candle = self._market.last_candle(symbol)
+            self._received_us[symbol] = candle.received_us if candle is not None else self._clock.now_us()
+            self._due[symbol] = close_time
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Decide and keep the minutes complete, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._decide_due(), name="decide")
+            tasks.create_task(self._watch_minutes(), name="missed minutes")
+
+    async def drain(self) -> None:
+        """Decide everything that is due now."""
+        while self._due or self._missed:
+            if self._due:
+                due, self._due = self._due, {}
+                for close_time in sorted(set(due.values())):
+                    await self.run_inference([s for s, t in due.items() if t == close_time], close_time)
+            else:
+                missed, self._missed = self._missed[:MISSED_AT_ONCE], self._missed[MISSED_AT_ONCE:]
+                await self._write_missed(missed)
+
+    def on_published(self, messages: Sequence[Message]) -> None:
+        """Told by the publisher; ends the clock of the batches these messages complete."""
+        now_us = self._clock.now_us()
+        for message in messages:
+            batch = self._unpublished.pop((message.symbol, message.close_time), None)
+            if batch is None or message.kind != "signal":
+                continue
+            batch.unpublished.discard(message.symbol)
+            if not batch.unpublished:
+                speed = self._clock.speed
+                self.close_to_signal_ms.add((now_us - batch.last_received_us) / 1000 / speed)
+                from_close_ms = now_us / 1000 + self._clock.offset_ms - batch.close_time
+                self.market_close_to_signal_ms.add(from_close_ms / speed)
+
+    async def _decide_due(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self.drain()
+
+    async def _watch_minutes(self) -> None:
+        while True:
+            now = self._clock.exchange_now_ms()
+            deadline = last_boundary(now - self._within_ms) + MINUTE_MS + self._within_ms
+            await self._clock.sleep((deadline - now) / 1000 + 0.001)
+            self._sweep(self._clock.exchange_now_ms())
+
+    def _sweep(self, now: int) -> None:
+        """Note as missed every minute of every symbol whose time to decide is over."""
+        over = last_boundary(now - self._within_ms - 1)
+        for symbol, last in self._last.items():
+            if last < over:
+                self._missed += [(symbol, t) for t in range(last + MINUTE_MS, over + 1, MINUTE_MS)]
+                self._last[symbol] = over
+        for t in [t for t in self._rows_of_minute if t < over - 10 * MINUTE_MS]:
+            del self._rows_of_minute[t]
+        if self._missed:
+            self._wake.set()
+
+    # ---- deciding ----
+
+    async def run_inference(self, symbols: Sequence[str], close_time: int) -> None:
+        """Decide these symbols for T together: one feature call, one model call, one transaction."""
+        received_us = {symbol: self._received_us[symbol] for symbol in symbols}
+        vectors = self._features.vectors(symbols)
+        t_features = self._clock.now_us()
+        served = vectors.astype(np.float32)
+        probabilities, model_error = self._predict(served)
+        t_predict = self._clock.now_us()
+        decisions, predictions = [], []
+        for row, symbol in enumerate(symbols):
+            vector = served[row]
+            kept = vector.astype("<f4").tobytes()
+            feat_ref = blake2b(kept, digest_size=16).hexdigest()
+            p_long, p_short = (None if np.isnan(p) else float(p) for p in probabilities[row])
+            missing = tuple(
+                feature.name for feature, value in zip(self._model.features, vector, strict=True) if np.isnan(value)
+            )
+            facts = self._facts(symbol, close_time, missing, p_long, p_short, model_error)
+            verdict = decide(facts, self._model.rule, self._model.threshold, self._model.ev_min_bp)
+            decisions.append(
+                self._decision(
+                    symbol,
+                    close_time,
+                    verdict,
+                    feat_ref=feat_ref,
+                    nan_count=len(missing),
+                    together=len(symbols),
+                    stamps_us=(received_us[symbol], t_features, t_predict),
+                )
+            )
+            predictions.append(
+                Prediction(
+                    slot=self._slot,
+                    symbol=symbol,
+                    close_time=close_time,
+                    model_id=self._model.model_id,
+                    p_long_raw=p_long,
+                    p_short_raw=p_short,
+                    p_long=p_long,
+                    p_short=p_short,
+                    features=kept,
+                    feat_ref=feat_ref,
+                )
+            )
+        batch = _Batch(close_time, max(received_us.values()), set(symbols))
+        for symbol in symbols:
+            self._unpublished[(symbol, close_time)] = batch
+        won = await self._commit(decisions, predictions)
+        self.batches += 1
+        for symbol in set(symbols) - {decision.symbol for decision in won}:
+            # Another process decided it first: its row stands and its message is that process's to send.
+            self._unpublished.pop((symbol, close_time), None)
+            batch.unpublished.discard(symbol)
+        for decision in won:
+            if decision.status is Status.OK:
+                self._last_ok[(decision.symbol, decision.side)] = close_time
+
+    def _predict(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], str]:
+        try:
+            return self._model.predict(vectors), ""
+        except Exception as error:
+            # The edge to the model, which may be anybody's: whatever it does wrong, the minute gets its row and reason.
+            log.exception("model_failed", model=self._model.model_id, action="decide")
+            return np.full((len(vectors), 2), np.nan), f"the model failed: {type(error).__name__}: {error}"[:200]
+
+    def _facts(
+        self,
+        symbol: str,
+        close_time: int,
+        missing: tuple[str, ...],
+        p_long: float | None,
+        p_short: float | None,
+        model_error: str,
+    ) -> Facts:
+        mark, book = self._market.mark(symbol), self._market.book(symbol)
+        return Facts(
+            close_time=close_time,
+            held=self._features.held(symbol),
+            lookback=self._features.lookback_min,
+            broken_by_gap=self._features.broken_by_gap(symbol),
+            mark_updated_at=mark.updated_at if mark is not None else None,
+            book_updated_at=book.updated_at if book is not None else None,
+            missing=tuple(name for name in missing if name in self._model.critical),
+            p_long=p_long,
+            p_short=p_short,
+            model_error=model_error,
+            last_ok={side: t for side in (1, -1) if (t := self._last_ok.get((symbol, side))) is not None},
+        )
+
+    def _decision(
+        self,
+        symbol: str,
+        close_time: int,
+        verdict: Verdict,
+        *,
+        feat_ref: str,
+        nan_count: int,
+        together: int,
+        stamps_us: tuple[int, int, int],
+    ) -> Decision:
+        model = self._model
+        mark, book = self._market.mark(symbol), self._market.book(symbol)
+        candle, instrument = self._market.last_candle(symbol), self._market.instrument(symbol)
+        tp_price = sl_price = None
+        if verdict.side and mark is not None and instrument is not None:
+            tp_price, sl_price = exit_prices(instrument, verdict.side, mark.mark_price, model.rule)
+        return Decision(
+            signal_id=signal_id(self._slot, model.model_id, symbol, close_time),
+            slot=self._slot,
+            symbol=symbol,
+            close_time=close_time,
+            side=verdict.side,
+            status=verdict.status,
+            detail=verdict.detail,
+            model_id=model.model_id,
+            schema_hash=model.schema_hash,
+            label_hash=model.label_hash,
+            p_raw=verdict.p,
+            p_cal=verdict.p,
+            ev_bp=verdict.ev_bp,
+            threshold=model.threshold,
+            tp_pct=model.rule.tp_pct,
+            sl_pct=model.rule.sl_pct,
+            horizon_s=model.rule.horizon_s,
+            cost_bp=model.rule.cost_bp,
+            ref_mark=_text(mark.mark_price) if mark is not None else None,
+            ref_last=_text(candle.close) if candle is not None else None,
+            bid=_text(book.bid) if book is not None else None,
+            ask=_text(book.ask) if book is not None else None,
+            tp_price=tp_price,
+            sl_price=sl_price,
+            valid_until=close_time + VALID_FOR_MS,
+            feat_ref=feat_ref,
+            xs_n=together,
+            nan_count=nan_count,
+            t_candle_recv=stamps_us[0],
+            t_features=stamps_us[1],
+            t_predict=stamps_us[2],
+            engine_ver=__version__,
+        )
+
+    # ---- writing ----
+
+    async def _write_missed(self, missed: Sequence[tuple[str, int]]) -> None:
+        log.warning("minutes_missed", count=len(missed), first=missed[0], action="decide")
+        await self._commit(
+            [
+                Decision(
+                    signal_id=signal_id(self._slot, self._model.model_id, symbol, close_time),
+                    slot=self._slot,
+                    symbol=symbol,
+                    close_time=close_time,
+                    side=0,
+                    status=Status.SKIPPED_MISSED,
+                    detail="the close was not known in time",
+                    model_id=self._model.model_id,
+                    schema_hash=self._model.schema_hash,
+                    label_hash=self._model.label_hash,
+                    valid_until=close_time + VALID_FOR_MS,
+                    engine_ver=__version__,
+                )
+                for symbol, close_time in missed
+            ],
+            [],
+        )
+
+    async def _commit(self, decisions: list[Decision], predictions: list[Prediction]) -> list[Decision]:
+        """Store decisions, predictions and messages in one transaction, waiting out a store that is away."""
+        messages = [signal_message(decision) for decision in decisions if decision.status is not Status.SKIPPED_MISSED]
+        messages += self._completed_minutes(decisions)
+        failures = 0
+        while True:
+            try:
+                won = await self._store.commit_decisions(decisions, predictions, messages, self._clock.now_us())
+                break
+            except Unavailable as error:
+                failures += 1
+                log.error("decision_not_stored", reason=str(error), failures=failures, action="decide")
+                await self._clock.sleep_wall(min(0.05 * 2**failures, 2.0))
+        for decision in won:
+            self.by_status[decision.status] += 1
+            self.decided_by[decision.symbol] += 1
+            self.last_decision[decision.symbol] = decision
+        if messages:
+            self._wake_publisher()
+        return won
+
+    def _completed_minutes(self, decisions: list[Decision]) -> list[Message]:
+        """The message of every minute that these rows complete: then each expected symbol has its row."""
+        completed = []
+        for decision in decisions:
+            counts = self._rows_of_minute.setdefault(decision.close_time, {})
+            counts[decision.status] = counts.get(decision.status, 0) + 1
+            if sum(counts.values()) == len(self._last):
+                completed.append(self._close_message(decision.close_time, counts))
+        return completed
+
+    def _close_message(self, close_time: int, counts: dict[Status, int]) -> Message:
+        payload = {
+            "v": 1,
+            "type": "close",
+            "T": close_time,
+            "n": sum(counts.values()),
+            "signals": counts.get(Status.OK, 0),
+            "skipped": sum(count for status, count in counts.items() if status.startswith("skipped_")),
+            "statuses": {str(status): count for status, count in sorted(counts.items())},
+            "model": self._model.model_id,
+        }
+        return Message(
+            id=0,
+            kind="close",
+            slot=self._slot,
+            symbol="",
+            close_time=close_time,
+            payload=msgspec.json.encode(payload).decode(),
+            valid_until=close_time + MINUTE_MS,
+        )
+
+
+def signal_message(decision: Decision) -> Message:
+    """The message of a decision: features.md 4.3, with the status, for silence must be tellable from "no trade"."""
+    payload = {
+        "v": 1,
+        "type": "signal",
+        "id": decision.signal_id,
+        "slot": decision.slot,
+        "sym": decision.symbol,
+        "T": decision.close_time,
+        "side": decision.side,
+        "status": decision.status,
+        "detail": decision.detail,
+        "p": decision.p_cal,
+        "ev_bp": decision.ev_bp,
+        "tp": decision.tp_price,
+        "sl": decision.sl_price,
+        "ref_mark": decision.ref_mark,
+        "h": decision.horizon_s,
+        "cost_bp": decision.cost_bp,
+        "valid_until": decision.valid_until,
+        "model": decision.model_id,
+        "schema": decision.schema_hash,
+        "flags": {"late": decision.late_mask, "nan": decision.nan_count, "xs": decision.xs_n},
+    }
+    return Message(
+        id=0,
+        kind="signal",
+        slot=decision.slot,
+        symbol=decision.symbol,
+        close_time=decision.close_time,
+        payload=msgspec.json.encode(payload).decode(),
+        valid_until=decision.valid_until,
+    )
+
+
+def _text(price: float) -> str:
+    """A market price as the decimal text it came from, never in exponent form."""
+    text = repr(price)
+    return f"{price:.15f}".rstrip("0").rstrip(".") if "e" in text else text.removesuffix(".0")

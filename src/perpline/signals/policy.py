@@ -1,0 +1,122 @@
+"""From a probability to a side or a named abstention, for one symbol at one close. Pure: same facts, same verdict."""
+
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+
+from msgspec import Struct
+
+from perpline.domain.instrument import Instrument, Rounding
+from perpline.domain.signal import Status
+from perpline.inference.baseline import LabelRule
+
+MAX_MARK_AGE_MS = 10_000
+"""A mark price comes each second: ten missing are no accident, and the levels would be off."""
+MAX_BOOK_AGE_MS = 60_000
+"""A best bid and ask is sent when it changes, which a quiet book does not do each second."""
+
+
+class Facts(Struct, frozen=True, kw_only=True):
+    """What is known of a symbol when it is decided."""
+
+    close_time: int
+    """T, milliseconds."""
+    held: int
+    """Contiguous minutes held, of `lookback` wanted."""
+    lookback: int
+    broken_by_gap: bool
+    """Whether the window is short because of a hole, not because of a recent start."""
+    mark_updated_at: int | None
+    """The exchange's time of the newest mark price, None where there is none. Ages are measured from T in the
+    exchange's time, so that neither our speed nor a replay changes a verdict."""
+    book_updated_at: int | None
+    missing: tuple[str, ...] = ()
+    """Critical features without a value."""
+    p_long: float | None = None
+    """None where there is no model or it failed; then `model_error` says why."""
+    p_short: float | None = None
+    model_error: str = ""
+    last_ok: Mapping[int, int] = {}
+    """Close time of the symbol's newest `ok` decision, by side."""
+
+
+class Verdict(Struct, frozen=True):
+    """What `decide` concluded. Probability and EV are those of the better side, None where no model was asked."""
+
+    status: Status
+    side: int
+    """+1 or -1 for `ok`, else 0."""
+    detail: str
+    """Why, in words; empty for `ok`."""
+    p: float | None = None
+    ev_bp: float | None = None
+
+
+def decide(facts: Facts, rule: LabelRule, threshold: float, ev_min_bp: float = 0.0, cooldown_min: int = 15) -> Verdict:
+    """The verdict on one symbol. The first of these that holds is the reason to abstain:
+
+    1. skipped_gap, skipped_warmup: fewer minutes are held than the features look back
+    2. skipped_stale: no mark price or book, or one that was too old at T
+    3. skipped_nan: a critical feature has no value
+    4. skipped_model: no probability
+    5. flat: neither side has a probability of at least `threshold` and an expected value of at least `ev_min_bp`
+    6. cooldown: the side had an `ok` decision less than `cooldown_min` minutes before
+
+    Data come before the model and the model before trading, so that a reason always names the first thing to look at.
+    """
+    if facts.held < facts.lookback:
+        status = Status.SKIPPED_GAP if facts.broken_by_gap else Status.SKIPPED_WARMUP
+        since = " since a hole" if facts.broken_by_gap else ""
+        return Verdict(status, 0, f"{facts.held} of {facts.lookback} contiguous minutes held{since}")
+    for name, updated_at, limit_ms in (
+        ("mark price", facts.mark_updated_at, MAX_MARK_AGE_MS),
+        ("book", facts.book_updated_at, MAX_BOOK_AGE_MS),
+    ):
+        if updated_at is None:
+            return Verdict(Status.SKIPPED_STALE, 0, f"no {name} yet")
+        if (age_ms := facts.close_time - updated_at) > limit_ms:
+            return Verdict(Status.SKIPPED_STALE, 0, f"{name} is {age_ms / 1000:.1f} s old at the close")
+    if facts.missing:
+        return Verdict(Status.SKIPPED_NAN, 0, f"no value for {', '.join(facts.missing)}")
+    if facts.p_long is None or facts.p_short is None:
+        return Verdict(Status.SKIPPED_MODEL, 0, facts.model_error or "no model")
+    if not (0 <= facts.p_long <= 1 and 0 <= facts.p_short <= 1):
+        return Verdict(Status.SKIPPED_MODEL, 0, f"not probabilities: {facts.p_long}, {facts.p_short}")
+    side, p = max(((1, facts.p_long), (-1, facts.p_short)), key=lambda each: each[1])
+    ev_bp = expected_value_bp(p, rule)
+    word = "long" if side > 0 else "short"
+    if p < threshold:
+        return Verdict(Status.FLAT, 0, f"{word} {p:.3f} is below {threshold:.3f}", p, ev_bp)
+    if ev_bp < ev_min_bp:
+        return Verdict(Status.FLAT, 0, f"{word} expects {ev_bp:+.1f} bp, less than {ev_min_bp:+.1f}", p, ev_bp)
+    last = facts.last_ok.get(side)
+    if last is not None and 0 <= facts.close_time - last < cooldown_min * 60_000:
+        minutes = (facts.close_time - last) // 60_000
+        return Verdict(Status.COOLDOWN, 0, f"{word} signal {minutes} min ago, pause of {cooldown_min}", p, ev_bp)
+    return Verdict(Status.OK, side, "", p, ev_bp)
+
+
+def expected_value_bp(p: float, rule: LabelRule) -> float:
+    """What a trade is worth on average, in basis points: p · tp - (1 - p) · sl - cost.
+
+    Trades that touch neither level within the horizon count as stopped, which errs on the safe side.
+    """
+    return p * rule.tp_pct * 100 - (1 - p) * rule.sl_pct * 100 - rule.cost_bp
+
+
+def exit_prices(instrument: Instrument, side: int, ref_mark: float, rule: LabelRule) -> tuple[str, str]:
+    """Target and stop as decimal text, rounded to ticks away from the reference: no level is nearer than the rule says.
+
+    Raises ValueError for a side that is neither +1 nor -1, or a reference that is no positive number.
+    """
+    if side not in (1, -1) or not (ref_mark > 0 and math.isfinite(ref_mark)):
+        raise ValueError(f"no levels for side {side} at {ref_mark}")
+    mark = Decimal(repr(ref_mark))
+    up, down = (rule.tp_pct, rule.sl_pct) if side > 0 else (rule.sl_pct, rule.tp_pct)
+    above = _price(instrument, mark * (1 + Decimal(repr(up)) / 100), "up")
+    below = _price(instrument, mark * (1 - Decimal(repr(down)) / 100), "down")
+    return (above, below) if side > 0 else (below, above)
+
+
+def _price(instrument: Instrument, price: Decimal, rounding: Rounding) -> str:
+    return f"{instrument.round_price(price, rounding):f}"

@@ -1,0 +1,527 @@
+"""What the exchange knows: candles, book, marks and series of its world at a given market time, and their wire texts.
+
+Everything takes `now_ms` and shows nothing later than it. All of it is a pure function of the world, so what is
+published, what REST answers and what a test is told as the truth come from the same integers.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import numpy as np
+
+from perpline.simulation.instruments import Instrument, decimal_text
+from perpline.simulation.market import (
+    BUY_QUOTE,
+    BUY_VOLUME,
+    CLOSE,
+    FIRST_ID,
+    GENESIS_MS,
+    HIGH,
+    HOUR_MS,
+    LAST_ID,
+    LOW,
+    MINUTE_MS,
+    OPEN,
+    QUOTE,
+    TRADES,
+    VOLUME,
+    Floats,
+    HourDetail,
+    Ints,
+    World,
+)
+
+Candle = list[int]
+"""One candle as the eleven integers of market.py's columns."""
+KlineRow = list[int | str]
+"""One candle as REST spells it: twelve entries."""
+
+DAY_MS: Final = 86_400_000
+INTERVAL_MS: Final[dict[str, int]] = {
+    "1m": MINUTE_MS,
+    "3m": 3 * MINUTE_MS,
+    "5m": 5 * MINUTE_MS,
+    "15m": 15 * MINUTE_MS,
+    "30m": 30 * MINUTE_MS,
+    "1h": HOUR_MS,
+    "2h": 2 * HOUR_MS,
+    "4h": 4 * HOUR_MS,
+    "6h": 6 * HOUR_MS,
+    "8h": 8 * HOUR_MS,
+    "12h": 12 * HOUR_MS,
+    "1d": DAY_MS,
+    "3d": 3 * DAY_MS,
+    "1w": 7 * DAY_MS,
+}
+INTERVALS: Final = (*INTERVAL_MS, "1M")
+_WEEK_STARTS_MS: Final = 4 * DAY_MS
+"""1970-01-05 was a Monday."""
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """Best bid and ask in units, the matching engine's time and the update id."""
+
+    bid: int
+    bid_quantity: int
+    ask: int
+    ask_quantity: int
+    time_ms: int
+    update_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    mark: float
+    average: float
+    index: float
+    settle: float
+    premium: float
+    funding_rate: float
+    next_funding_ms: int
+
+
+class Exchange:
+    """The listed contracts and what is known of them."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.instruments: list[Instrument] = world.instruments
+        self.symbols: tuple[str, ...] = tuple(instrument.symbol for instrument in world.instruments)
+        self.index_of: dict[str, int] = {symbol: index for index, symbol in enumerate(self.symbols)}
+        self._funding: dict[tuple[int, int], float] = {}
+
+    # ---- candles
+
+    def klines(
+        self, index: int, interval: str, start_ms: int | None, end_ms: int | None, limit: int, now_ms: int
+    ) -> list[KlineRow]:
+        """Rows as GET /fapi/v1/klines gives them: the last one may still be open."""
+        opens = self._opens(interval, start_ms, end_ms, limit, now_ms)
+        return [
+            self.kline_row(index, interval, open_ms, candle)
+            for open_ms, candle in zip(opens, self._candles(index, interval, opens, now_ms), strict=True)
+        ]
+
+    def closed_candles(self, index: int, interval: str, from_ms: int, to_ms: int, now_ms: int) -> list[KlineRow]:
+        """The candles with from_ms <= open time < to_ms that are closed at `now_ms`: the truth."""
+        opens = [
+            open_ms
+            for open_ms in self._opens(interval, from_ms, to_ms - 1, 10_000_000, now_ms)
+            if next_open(interval, open_ms) <= now_ms
+        ]
+        return [
+            self.kline_row(index, interval, open_ms, candle)
+            for open_ms, candle in zip(opens, self._candles(index, interval, opens, now_ms), strict=True)
+        ]
+
+    def kline_row(self, index: int, interval: str, open_ms: int, candle: Candle) -> KlineRow:
+        own = self.instruments[index]
+        price, quantity = own.price_decimals, own.quantity_decimals
+        return [
+            open_ms,
+            decimal_text(candle[OPEN], price),
+            decimal_text(candle[HIGH], price),
+            decimal_text(candle[LOW], price),
+            decimal_text(candle[CLOSE], price),
+            decimal_text(candle[VOLUME], quantity),
+            next_open(interval, open_ms) - 1,
+            decimal_text(candle[QUOTE], price + quantity),
+            candle[TRADES],
+            decimal_text(candle[BUY_VOLUME], quantity),
+            decimal_text(candle[BUY_QUOTE], price + quantity),
+            "0",
+        ]
+
+    def price_klines(
+        self,
+        index: int,
+        series: int,
+        interval: str,
+        start_ms: int | None,
+        end_ms: int | None,
+        limit: int,
+        now_ms: int,
+    ) -> list[KlineRow]:
+        """The klines of mark price (series 0), index price (1) or premium index (2)."""
+        rows: list[KlineRow] = []
+        per_minute = 12 if series == 2 else 60
+        for open_ms in self._opens(interval, start_ms, end_ms, limit, now_ms):
+            after = next_open(interval, open_ms)
+            minutes = (min(after, now_ms // MINUTE_MS * MINUTE_MS) - open_ms) // MINUTE_MS
+            parts = []
+            samples = minutes * per_minute
+            if minutes > 0:
+                parts.append(self.world.mark_minutes(index, open_ms // MINUTE_MS, minutes)[:, series])
+            if after > now_ms:
+                forming, seen = self._forming_mark(index, series, now_ms)
+                parts.append(forming)
+                samples += seen
+            values = np.concatenate(parts)
+            rows.append(
+                [
+                    open_ms,
+                    f"{values[0, 0]:.8f}",
+                    f"{values[:, 1].max():.8f}",
+                    f"{values[:, 2].min():.8f}",
+                    f"{values[-1, 3]:.8f}",
+                    "0",
+                    after - 1,
+                    "0",
+                    samples,
+                    "0",
+                    "0",
+                    "0",
+                ]
+            )
+        return rows
+
+    def day(self, index: int, now_ms: int) -> Candle:
+        """The last 24 hours as one candle, to the minute."""
+        minute = now_ms // MINUTE_MS
+        rows = self.world.minutes(index, minute - 1439, 1439)
+        return merged(_fold(rows, [0])[0], self.forming_minute(index, now_ms))
+
+    def forming_minute(self, index: int, now_ms: int) -> Candle:
+        """The minute of `now_ms` from its trades so far; flat at the last close while there are none."""
+        minute = now_ms // MINUTE_MS
+        detail = self.world.detail(index, now_ms // HOUR_MS)
+        first, last = np.searchsorted(detail.time_ms, [minute * MINUTE_MS, now_ms + 1])
+        if first == last:
+            row = self.world.minutes(index, minute - 1, 1)[0]
+            return flat(int(row[CLOSE]))
+        return candle_of_trades(detail, int(first), int(last))
+
+    def _candles(self, index: int, interval: str, opens: list[int], now_ms: int) -> list[Candle]:
+        if not opens:
+            return []
+        end = next_open(interval, opens[-1])
+        closed_to = min(end, now_ms // MINUTE_MS * MINUTE_MS)
+        candles: list[Candle] = []
+        # In pieces, so that years of days do not stand in memory as minutes at once.
+        piece = max(1, 44_640 * MINUTE_MS // max(MINUTE_MS, next_open(interval, opens[0]) - opens[0]))
+        for at in range(0, len(opens), piece):
+            part = opens[at : at + piece]
+            first = part[0] // MINUTE_MS
+            to = min(closed_to, next_open(interval, part[-1])) // MINUTE_MS
+            starts = [open_ms // MINUTE_MS - first for open_ms in part if open_ms // MINUTE_MS < to]
+            if starts:
+                candles += _fold(self.world.minutes(index, first, to - first), starts)
+        if end > now_ms:
+            forming = self.forming_minute(index, now_ms)
+            if len(candles) == len(opens):
+                candles[-1] = merged(candles[-1], forming)
+            else:
+                candles.append(forming)
+        return candles
+
+    def _forming_mark(self, index: int, series: int, now_ms: int) -> tuple[Floats, int]:
+        """Open, high, low, close of the running minute's samples, (1, 4), and how many there are."""
+        detail = self.world.detail(index, now_ms // HOUR_MS)
+        first = now_ms // MINUTE_MS * MINUTE_MS
+        step = 5_000 if series == 2 else 1_000
+        times = np.arange(first, now_ms + 1, step)
+        values = _between(detail, (detail.mark, detail.index, detail.premium)[series], times)
+        return np.array([[values[0], values.max(), values.min(), values[-1]]]), len(values)
+
+    def _opens(self, interval: str, start_ms: int | None, end_ms: int | None, limit: int, now_ms: int) -> list[int]:
+        """Open times, in order, of the rows a request gets."""
+        first = next_open(interval, open_of(interval, GENESIS_MS) - 1)
+        last = open_of(interval, min(now_ms, now_ms if end_ms is None else end_ms))
+        opens: list[int] = []
+        if start_ms is not None:
+            at = open_of(interval, max(first, start_ms))
+            at = at if at >= start_ms else next_open(interval, at)
+            at = max(at, first)
+            while at <= last and len(opens) < limit:
+                opens.append(at)
+                at = next_open(interval, at)
+            return opens
+        at = last
+        while at >= first and len(opens) < limit:
+            opens.append(at)
+            at = open_of(interval, at - 1)
+        return opens[::-1]
+
+    # ---- book
+
+    def book(self, index: int, time_ms: int, detail: HourDetail | None = None) -> Book:
+        """Best bid and ask at that time. Quantities, and now and then a wider side, change with every update."""
+        own = self.instruments[index]
+        period = self.book_period_ms(index)
+        cell = time_ms // period
+        draw = scatter(self.world.seed * 1_000_003 + index, cell)
+        at = cell * period + (draw >> 40) % period
+        if at > time_ms:
+            cell -= 1
+            draw = scatter(self.world.seed * 1_000_003 + index, cell)
+            at = cell * period + (draw >> 40) % period
+        hour = at // HOUR_MS
+        if detail is None or detail.hour != hour:
+            detail = self.world.detail(index, hour)
+        slot = (at - hour * HOUR_MS) * own.slots_per_minute // MINUTE_MS
+        bid, ask = int(detail.bid[slot]), int(detail.ask[slot])
+        if draw & 15 == 0:
+            ask += own.tick_units
+        elif draw & 15 == 1 and bid > own.tick_units:
+            bid -= own.tick_units
+        usual = own.quantity_units * 3
+        return Book(
+            bid=bid,
+            bid_quantity=1 + int(usual * _SKEWED[(draw >> 8) & 255]),
+            ask=ask,
+            ask_quantity=1 + int(usual * _SKEWED[(draw >> 16) & 255]),
+            time_ms=at,
+            update_id=(at - 1_500_000_000_000) * 40,
+        )
+
+    def book_period_ms(self, index: int) -> int:
+        """Mean time between two updates of the best bid and ask."""
+        return max(1, round(1000 / self.instruments[index].book_updates_per_s))
+
+    def depth(
+        self, index: int, levels: int, time_ms: int, detail: HourDetail | None = None
+    ) -> tuple[Book, list[tuple[int, int]], list[tuple[int, int]]]:
+        """(book, bids, asks): price and quantity of each level, best first. A level keeps its size for some seconds."""
+        own = self.instruments[index]
+        book = self.book(index, time_ms, detail)
+        sides = []
+        for best, quantity, direction in ((book.bid, book.bid_quantity, -1), (book.ask, book.ask_quantity, 1)):
+            level, price = [(best, quantity)], best
+            while len(level) < levels:
+                price += direction * own.tick_units
+                if price <= 0:
+                    break
+                draw = scatter(index * 7919 + price, (time_ms + price * 37) // 8_000)
+                if draw & 3:
+                    # A quarter of the ticks is empty.
+                    level.append((price, 1 + int(own.quantity_units * 4 * _SKEWED[(draw >> 8) & 255])))
+            sides.append(level)
+        return book, sides[0], sides[1]
+
+    # ---- mark, index, funding
+
+    def mark(self, index: int, time_ms: int, detail: HourDetail | None = None) -> Mark:
+        """Mark price and its companions at a whole second (the time is rounded down to one)."""
+        second = time_ms // 1000
+        hour, within = divmod(second, 3600)
+        if detail is None or detail.hour != hour:
+            detail = self.world.detail(index, hour)
+        node = within // 5
+        part = (within - node * 5) / 5
+        mark = detail.mark[node] + (detail.mark[node + 1] - detail.mark[node]) * part
+        spot = detail.index[node] + (detail.index[node + 1] - detail.index[node]) * part
+        rate, settles_ms = self.expected_funding(index, time_ms)
+        return Mark(
+            mark=float(mark),
+            average=float(detail.mark[max(0, node - 5) : node + 1].sum() / (node + 1 - max(0, node - 5))),
+            index=float(spot),
+            settle=float(detail.index[: node + 1].sum() / (node + 1)),
+            premium=float(detail.premium[node]),
+            funding_rate=rate,
+            next_funding_ms=settles_ms,
+        )
+
+    def funding(self, index: int, start_ms: int, end_ms: int, limit: int, latest: bool) -> list[dict[str, int | str]]:
+        """Settled rates with start_ms <= time <= end_ms, in order: the first or the latest `limit` of them."""
+        interval = self.instruments[index].funding_interval_hours
+        first = -(-max(start_ms, GENESIS_MS + DAY_MS) // (interval * HOUR_MS)) * interval
+        hours = list(range(first, end_ms // HOUR_MS + 1, interval))
+        hours = hours[-limit:] if latest else hours[:limit]
+        rows: list[dict[str, int | str]] = []
+        for hour in hours:
+            time_ms = hour * HOUR_MS + self.world.bits("funding time", index, hour) % 12
+            if start_ms <= time_ms <= end_ms:
+                rows.append(
+                    {
+                        "symbol": self.symbols[index],
+                        "fundingTime": time_ms,
+                        "fundingRate": f"{self.world.funding_rate(index, hour):.8f}",
+                        "markPrice": f"{self.world.mark_at_hour(index, hour):.8f}",
+                        "rateType": "Regular",
+                    }
+                )
+        return rows
+
+    def expected_funding(self, index: int, time_ms: int) -> tuple[float, int]:
+        """(rate as it would be settled now, next funding time)."""
+        hour = time_ms // HOUR_MS
+        interval = self.instruments[index].funding_interval_hours
+        settles = (hour // interval + 1) * interval
+        rate = self._funding.get((index, hour))
+        if rate is None:
+            if len(self._funding) > 4 * len(self.symbols):
+                self._funding.clear()
+            rate = self._funding[index, hour] = self.world.funding_rate(index, settles, (hour + 1) * HOUR_MS)
+        return rate, settles * HOUR_MS
+
+    # ---- /futures/data
+
+    def period_rows(
+        self, series: str, index: int, period: str, start_ms: int | None, end_ms: int | None, limit: int, now_ms: int
+    ) -> list[dict[str, int | str]]:
+        """Rows of openInterestHist, the three account ratios or takerlongshortRatio, labelled with the period's end.
+
+        A row becomes visible 10 to 60 s after the end of its period."""
+        length = INTERVAL_MS[period]
+        last = min(now_ms, now_ms if end_ms is None else end_ms) // length * length
+        while self.publication_ms(series, index, last) > now_ms:
+            last -= length
+        first = max(now_ms - 30 * DAY_MS, GENESIS_MS + DAY_MS, 0 if start_ms is None else start_ms)
+        first = -(-first // length) * length
+        ends = range(first, last + 1, length)
+        ends = ends[:limit] if start_ms is not None else ends[-limit:]
+        return [self._period_row(series, index, length, end) for end in ends]
+
+    def publication_ms(self, series: str, index: int, end_ms: int) -> int:
+        """When the row of the period that ends at `end_ms` becomes visible."""
+        return end_ms + 10_000 + self.world.bits(f"publication {series}", index, end_ms // MINUTE_MS) % 50_000
+
+    def _period_row(self, series: str, index: int, length: int, end_ms: int) -> dict[str, int | str]:
+        own = self.instruments[index]
+        if series == "openInterestHist":
+            units = self.world.open_interest(index, end_ms)
+            value = units / 10**own.quantity_decimals * self.mark(index, end_ms).mark
+            return {
+                "symbol": own.symbol,
+                "sumOpenInterest": decimal_text(units * 10 ** (8 - own.quantity_decimals), 8),
+                "sumOpenInterestValue": f"{value:.8f}",
+                "CMCCirculatingSupply": "0.00000000",
+                "timestamp": end_ms,
+            }
+        if series == "takerlongshortRatio":
+            rows = self.world.minutes(index, (end_ms - length) // MINUTE_MS, length // MINUTE_MS)
+            bought = int(rows[:, BUY_VOLUME].sum())
+            sold = int(rows[:, VOLUME].sum()) - bought
+            pad = 10 ** (4 - own.quantity_decimals)
+            return {
+                "buySellRatio": f"{bought / sold if sold else 0.0:.4f}",
+                "sellVol": decimal_text(sold * pad, 4),
+                "buyVol": decimal_text(bought * pad, 4),
+                "timestamp": end_ms,
+            }
+        ratio = _RATIOS[series]
+        long = round(self.world.long_share(index, ratio, end_ms), 4)
+        short = round(1.0 - long, 4)
+        return {
+            "symbol": own.symbol,
+            "longAccount": f"{long:.4f}",
+            "longShortRatio": f"{long / short:.4f}",
+            "shortAccount": f"{short:.4f}",
+            "timestamp": end_ms,
+        }
+
+
+PERIOD_SERIES: Final = (
+    "openInterestHist",
+    "topLongShortPositionRatio",
+    "topLongShortAccountRatio",
+    "globalLongShortAccountRatio",
+    "takerlongshortRatio",
+)
+_RATIOS: Final = {
+    "topLongShortPositionRatio": "top_position",
+    "topLongShortAccountRatio": "top_account",
+    "globalLongShortAccountRatio": "global_account",
+}
+
+
+def open_of(interval: str, time_ms: int) -> int:
+    """Open time of the candle that holds this instant. Weeks start on Monday, months on the first, UTC."""
+    if interval == "1M":
+        day = datetime.fromtimestamp(time_ms // 1000, UTC)
+        return int(datetime(day.year, day.month, 1, tzinfo=UTC).timestamp()) * 1000
+    length = INTERVAL_MS[interval]
+    origin = _WEEK_STARTS_MS if interval == "1w" else 0
+    return (time_ms - origin) // length * length + origin
+
+
+def next_open(interval: str, open_ms: int) -> int:
+    """Open time of the following candle."""
+    if interval == "1M":
+        return open_of("1M", open_of("1M", open_ms) + 32 * DAY_MS)
+    return open_of(interval, open_ms) + INTERVAL_MS[interval]
+
+
+def flat(price: int) -> Candle:
+    """A candle without trades."""
+    return [price, price, price, price, 0, 0, 0, 0, 0, -1, -1]
+
+
+def candle_of_trades(detail: HourDetail, first: int, last: int) -> Candle:
+    """The candle of the trades first..last-1 of an hour; at least one."""
+    price, quantity = detail.price[first:last], detail.quantity[first:last]
+    quote = price * quantity
+    bought = ~detail.buyer_is_maker[first:last]
+    first_id, last_id = int(detail.first_id[first]), int(detail.last_id[last - 1])
+    return [
+        int(price[0]),
+        int(price.max()),
+        int(price.min()),
+        int(price[-1]),
+        int(quantity.sum()),
+        int(quote.sum()),
+        last_id - first_id + 1,
+        int(quantity.sum(where=bought)),
+        int(quote.sum(where=bought)),
+        first_id,
+        last_id,
+    ]
+
+
+def merged(earlier: Candle, later: Candle) -> Candle:
+    """Two neighbouring candles as one."""
+    return [
+        earlier[OPEN],
+        max(earlier[HIGH], later[HIGH]),
+        min(earlier[LOW], later[LOW]),
+        later[CLOSE],
+        earlier[VOLUME] + later[VOLUME],
+        earlier[QUOTE] + later[QUOTE],
+        earlier[TRADES] + later[TRADES],
+        earlier[BUY_VOLUME] + later[BUY_VOLUME],
+        earlier[BUY_QUOTE] + later[BUY_QUOTE],
+        earlier[FIRST_ID] if earlier[FIRST_ID] >= 0 else later[FIRST_ID],
+        later[LAST_ID] if later[LAST_ID] >= 0 else earlier[LAST_ID],
+    ]
+
+
+def scatter(key: int, at: int) -> int:
+    """64 bits from two integers; the scalar twin of the world's hash, for what is drawn once per message."""
+    value = (key * 0x9E3779B97F4A7C15 + at * 0xD1B54A32D192ED03) & 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return value ^ (value >> 31)
+
+
+def _fold(rows: Ints, starts: list[int]) -> list[Candle]:
+    """Minute rows joined into one candle per start; the last group runs to the end."""
+    if len(starts) == len(rows):
+        plain: list[Candle] = rows.tolist()
+        return plain
+    ends = np.array([*starts[1:], len(rows)]) - 1
+    folded = np.add.reduceat(rows, starts, axis=0)
+    folded[:, OPEN] = rows[starts, OPEN]
+    folded[:, HIGH] = np.maximum.reduceat(rows[:, HIGH], starts)
+    folded[:, LOW] = np.minimum.reduceat(rows[:, LOW], starts)
+    folded[:, CLOSE] = rows[ends, CLOSE]
+    ids = np.where(rows[:, FIRST_ID] < 0, np.iinfo(np.int64).max, rows[:, FIRST_ID])
+    folded[:, FIRST_ID] = np.minimum.reduceat(ids, starts)
+    folded[:, LAST_ID] = np.maximum.reduceat(rows[:, LAST_ID], starts)
+    folded[folded[:, LAST_ID] < 0, FIRST_ID] = -1
+    candles: list[Candle] = folded.tolist()
+    return candles
+
+
+def _between(detail: HourDetail, nodes: Floats, times_ms: Ints) -> Floats:
+    """Values on the straight lines between five-second nodes, at whole seconds."""
+    seconds = times_ms // 1000 - detail.hour * 3600
+    node = seconds // 5
+    part = (seconds - node * 5) / 5
+    values: Floats = nodes[node] + (nodes[node + 1] - nodes[node]) * part
+    return values
+
+
+_SKEWED: Final = tuple(float(x) for x in np.exp(np.random.Generator(np.random.Philox(7)).normal(0.0, 0.9, 256)))
+"""A fixed table of lognormal sizes."""

@@ -1,0 +1,450 @@
+"""The simulated exchange on a local port: HTTP, WebSocket, the market clock, and a door for tests.
+
+    async with SimulatedExchange(seed=1, symbols=4, speed=60.0) as exchange:
+        ...  # exchange.http_url, exchange.ws_url, exchange.clock, exchange.symbols
+
+WebSocket frames from server to client are not masked, so the bytes of a frame are the same for every connection: a
+payload is framed once and its bytes are written to each transport. A reader that lets more than `backlog_bytes` pile
+up is disconnected; nothing waits for a slow reader.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+import msgspec
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from perpline.common.clock import Clock, SystemClock
+from perpline.simulation.control import MOST_STREAMS, Control
+from perpline.simulation.exchange import INTERVALS, Candle, Exchange, KlineRow, open_of
+from perpline.simulation.faults import Faults, changed
+from perpline.simulation.feed import Feed, Hour
+from perpline.simulation.market import HOUR_MS, MINUTE_MS, World
+from perpline.simulation.rest import Rest
+from perpline.simulation.streams import ROUTES, UNROUTED, Stats, Stream, Streams
+
+log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+TICK_WALL_S: Final = 0.02
+"""How often the feed is advanced. At speed 60 this is 1.2 s of market time."""
+CONTROL_PER_S: Final = 10
+
+
+class SimulatedExchange:
+    """A Binance USDⓈ-M futures exchange, market side. An async context manager."""
+
+    def __init__(
+        self,
+        *,
+        seed: int = 1,
+        symbols: int = 4,
+        speed: float = 1.0,
+        edge_bp: float = 0.0,
+        faults: Faults | None = None,
+        clock: Clock | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        thin: bool = True,
+        unrouted_all: bool = False,
+        cut_hours: float = 24.0,
+        ping_s: float = 180.0,
+        pong_timeout_s: float = 600.0,
+        backlog_bytes: int = 16 * 1024 * 1024,
+    ) -> None:
+        """`thin`: above speed 1, bookTicker goes down to 5 and forming klines to 2 frames per wall second and stream.
+
+        `cut_hours` is market time, `ping_s` and `pong_timeout_s` are wall time."""
+        self.clock: Clock = clock or SystemClock(speed)
+        self.seed = seed
+        self.faults = faults if faults is not None else Faults()
+        self.stats = Stats()
+        self.exchange = Exchange(World(seed, symbols, edge_bp))
+        self.symbols = self.exchange.symbols
+        self._rng = random.Random(f"{seed}/{self.faults.seed}")
+        self._streams = Streams(self.symbols, self.faults, self.stats, self._rng)
+        self._feed = Feed(
+            self.exchange,
+            self._streams,
+            self.faults,
+            thin=thin and self.clock.speed > 1,
+            wall_s=time.monotonic,
+        )
+        self._rest = Rest(self.exchange, self.stats)
+        self._host, self._port = host, port
+        self._unrouted_all = unrouted_all
+        self._cut_hours, self._ping_s, self._pong_timeout_s = cut_hours, ping_s, pong_timeout_s
+        self._backlog_bytes = backlog_bytes
+        # One thread computes everything that is not yet known, so the loop that sends never waits for it.
+        self._worker = ThreadPoolExecutor(1, "world")
+        self._connections: set[_Connection] = set()
+        self._runner: web.AppRunner | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._next_cut_ms = 0
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{self._host}:{self._port}"
+
+    @property
+    def ws_url(self) -> str:
+        return f"ws://{self._host}:{self._port}"
+
+    def closed_candles(self, symbol: str, interval: str, from_open_ms: int, to_open_ms: int) -> list[KlineRow]:
+        """The truth: rows (as REST spells them) with from <= open time < to that are closed by now."""
+        now_ms = self.clock.now_ms()
+        return self.exchange.closed_candles(self.exchange.index_of[symbol], interval, from_open_ms, to_open_ms, now_ms)
+
+    def disconnect(self, route: str = "all") -> int:
+        """Cut the connections of this route (or all) without a word; how many there were."""
+        cut = [connection for connection in self._connections if route in ("all", connection.route)]
+        for connection in cut:
+            connection.cut()
+        return len(cut)
+
+    async def wait_failed(self) -> None:
+        """Waits until a task of the exchange fails, and raises what it raised."""
+        await asyncio.gather(*self._tasks)
+
+    async def __aenter__(self) -> "SimulatedExchange":
+        now_ms = self.clock.now_ms()
+        hour = now_ms // HOUR_MS
+        self._feed.add_hour(await self._off_loop(self._compute_hour, hour))
+        today = await self._off_loop(self._minutes_since, open_of("1d", now_ms), now_ms)
+        self._feed.begin(now_ms, today)
+        app = web.Application(client_max_size=1 << 20)
+        app.router.add_get("/sim/state", self._sim_state)
+        app.router.add_get("/sim/candles", self._sim_candles)
+        app.router.add_route("*", "/sim/faults", self._sim_faults)
+        app.router.add_get("/{path:.*}", self._get)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host, self._port, backlog=1024)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+        self._tasks = [
+            asyncio.create_task(self._play(), name="simulated feed"),
+            asyncio.create_task(self._send_tickers(), name="simulated tickers"),
+            asyncio.create_task(self._ping(), name="simulated pings"),
+        ]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        ended = await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.disconnect()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        self._worker.shutdown(cancel_futures=True)
+        for outcome in ended:
+            # A bug in here must fail the test or command that runs the exchange.
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    # ---- the clock drives the feed
+
+    async def _play(self) -> None:
+        """Advance the feed; the following hour is computed as soon as an hour begins."""
+        coming: asyncio.Future[Hour] | None = None
+        while True:
+            now_ms = self.clock.now_ms()
+            if coming is None and now_ms >= self._feed.loaded_until_ms - HOUR_MS:
+                hour = self._feed.loaded_until_ms // HOUR_MS
+                coming = asyncio.ensure_future(self._off_loop(self._compute_hour, hour))
+            if coming is not None and (coming.done() or now_ms >= self._feed.loaded_until_ms):
+                self._feed.add_hour(await coming)
+                coming = None
+                continue
+            self._feed.advance(now_ms)
+            self._cut_by_time(now_ms)
+            for connection in list(self._connections):
+                connection.flush()
+            await self.clock.sleep_wall(TICK_WALL_S)
+
+    def _cut_by_time(self, now_ms: int) -> None:
+        for connection in list(self._connections):
+            if now_ms - connection.since_ms >= self._cut_hours * HOUR_MS:
+                connection.end("24 hours are over")
+        every_ms = self.faults.disconnect_every_s * 1000
+        if not every_ms:
+            self._next_cut_ms = 0
+        elif not self._next_cut_ms:
+            self._next_cut_ms = now_ms + round(every_ms)
+        elif now_ms >= self._next_cut_ms:
+            self.disconnect(self.faults.disconnect_route)
+            self._next_cut_ms = now_ms + round(every_ms)
+
+    async def _send_tickers(self) -> None:
+        while True:
+            await self.clock.sleep_wall(0.25)
+            now_ms = self.clock.now_ms()
+            for stream in self._feed.tickers_due(now_ms):
+                indices = range(len(self.symbols)) if stream.index < 0 else [stream.index]
+                days = await self._off_loop(self._days, list(indices), now_ms)
+                self._feed.send_ticker(stream, days, now_ms)
+
+    async def _ping(self) -> None:
+        """Ping every connection every `ping_s`; cut the ones whose last pong is too old."""
+        while True:
+            await asyncio.sleep(min(1.0, self._ping_s / 4))
+            wall_s = time.monotonic()
+            for connection in list(self._connections):
+                if wall_s - connection.pong_wall_s > self._pong_timeout_s:
+                    log.info("no pong from %s: disconnected", connection.name)
+                    connection.cut()
+                elif wall_s - connection.ping_wall_s >= self._ping_s:
+                    connection.ping_wall_s = wall_s
+                    connection.ping(str(self.clock.now_ms()).encode())
+                    self.stats.frames["ping"] += 1
+
+    async def _off_loop(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, partial(function, *arguments))
+
+    def _compute_hour(self, hour: int) -> Hour:
+        return Hour(self.exchange.world.details(range(len(self.symbols)), hour))
+
+    def _minutes_since(self, start_ms: int, now_ms: int) -> list[Any]:
+        first, count = start_ms // MINUTE_MS, (now_ms - start_ms) // MINUTE_MS
+        return [self.exchange.world.minutes(index, first, count) for index in range(len(self.symbols))]
+
+    def _days(self, indices: list[int], now_ms: int) -> dict[int, Candle]:
+        return {index: self.exchange.day(index, now_ms) for index in indices}
+
+    # ---- requests
+
+    async def _get(self, request: web.Request) -> web.StreamResponse:
+        parts = request.path.strip("/").split("/")
+        route, rest = (parts[0], parts[1:]) if parts[0] in ROUTES else (UNROUTED, parts)
+        if rest and rest[0] in ("ws", "stream"):
+            return await self._socket(request, route, rest[0] == "stream", rest[1:])
+        address = request.remote or "?"
+        started_s = time.monotonic()
+        answer = await self._off_loop(
+            self._rest.answer, request.path, dict(request.query), address, self.clock.now_ms()
+        )
+        self.stats.answers[answer.status] += 1
+        taken_ms = (time.monotonic() - started_s) * 1000
+        headers = {**answer.headers, "server": "nginx", "x-response-time": f"{taken_ms:.0f}ms"}
+        return web.Response(status=answer.status, body=answer.body, content_type="application/json", headers=headers)
+
+    async def _sim_state(self, request: web.Request) -> web.Response:
+        state = {
+            "time": self.clock.now_ms(),
+            "speed": self.clock.speed,
+            "seed": self.seed,
+            "edge_bp": self.exchange.world.edge_bp,
+            "symbols": list(self.symbols),
+            "stats": self.stats.as_dict(),
+        }
+        return _json(state)
+
+    async def _sim_candles(self, request: web.Request) -> web.Response:
+        """The truth: ?symbol=&interval=&from=&to=, closed candles with from <= open time < to."""
+        query = request.query
+        index = self.exchange.index_of.get(query.get("symbol", ""))
+        interval = query.get("interval", "1m")
+        try:
+            from_ms, to_ms = int(query["from"]), int(query["to"])
+        except (KeyError, ValueError):
+            return _json({"error": "from and to are open times in milliseconds"}, 400)
+        if index is None or interval not in INTERVALS:
+            return _json({"error": "unknown symbol or interval"}, 400)
+        now_ms = self.clock.now_ms()
+        return _json(await self._off_loop(self.exchange.closed_candles, index, interval, from_ms, to_ms, now_ms))
+
+    async def _sim_faults(self, request: web.Request) -> web.Response:
+        """GET: the faults as they are. POST: set fields; {"disconnect": route or "all"} cuts now; {"clear": true}."""
+        if request.method == "POST":
+            try:
+                changes = msgspec.json.decode(await request.read(), type=dict[str, Any])
+                route = changes.pop("disconnect", None)
+                if changes.pop("clear", False):
+                    changes = {**msgspec.structs.asdict(Faults()), **changes}
+                changed(self.faults, changes)
+            except (ValueError, msgspec.MsgspecError) as error:
+                return _json({"error": str(error)}, 400)
+            if route is not None:
+                self.disconnect(str(route))
+        return _json(msgspec.structs.asdict(self.faults))
+
+    # ---- sockets
+
+    async def _socket(self, request: web.Request, route: str, combined: bool, names: list[str]) -> web.StreamResponse:
+        if combined:
+            asked = request.query.get("streams", "")
+            if "," in asked:
+                return web.Response(status=400, text="streams are separated by /")
+            names = asked.split("/")
+        socket = web.WebSocketResponse(autoping=False, compress=False, max_msg_size=1 << 16, timeout=1.0)
+        if not socket.can_prepare(request).ok:
+            return web.Response(status=400, text="a WebSocket handshake is expected here")
+        await socket.prepare(request)
+        transport = request.transport
+        self.stats.connections += 1
+        self.stats.connections_by_route[route] += 1
+        if transport is None or self.faults.hangs_up(route):
+            if transport is not None:
+                transport.close()
+            return socket
+        number = self.stats.connections
+        connection = _Connection(self, socket, transport, f"{route} {number}", route, combined)
+        self._connections.add(connection)
+        self.stats.open_connections += 1
+        try:
+            # Unknown names in the path are tolerated, as are more than the limit: only the first ones count.
+            connection.subscribe([name for name in names if name][:MOST_STREAMS])
+            await connection.serve()
+        finally:
+            connection.leave()
+            self._connections.discard(connection)
+            self.stats.open_connections -= 1
+        return socket
+
+
+class _Connection:
+    """One client. Frames are collected by `put` and written by `flush`, at most once per tick."""
+
+    def __init__(
+        self,
+        owner: SimulatedExchange,
+        socket: web.WebSocketResponse,
+        transport: asyncio.Transport,
+        name: str,
+        route: str,
+        combined: bool,
+    ) -> None:
+        self.name = name
+        self.route = route
+        self.combined = combined
+        self.subscriptions: dict[str, Stream | None] = {}
+        self.since_ms = owner.clock.now_ms()
+        self.ping_wall_s = self.pong_wall_s = time.monotonic()
+        self._owner = owner
+        self._socket = socket
+        self._transport = transport
+        self._frames: list[bytes] = []
+        self._received: deque[float] = deque(maxlen=CONTROL_PER_S)
+        self._control = Control(self)
+        self._ending: asyncio.Task[bool] | None = None
+        self._pings: set[asyncio.Task[None]] = set()
+
+    def put(self, frame: bytes) -> None:
+        self._frames.append(frame)
+
+    def flush(self) -> None:
+        """Write what was collected. A transport with too much unread is cut."""
+        if not self._frames or self._transport.is_closing():
+            self._frames.clear()
+            return
+        data = b"".join(self._frames)
+        self._frames.clear()
+        self._transport.write(data)
+        self._owner.stats.bytes_sent += len(data)
+        if self._transport.get_write_buffer_size() > self._owner._backlog_bytes:
+            log.warning("%s reads too slowly: disconnected", self.name)
+            self._owner.stats.slow_readers_cut += 1
+            self.cut()
+
+    def subscribe(self, names: list[str]) -> None:
+        """Take streams. What is unknown or belongs to another route is remembered and stays silent."""
+        for name in names:
+            if name in self.subscriptions:
+                continue
+            self._owner.stats.subscriptions[name] += 1
+            stream = self._owner._streams.find(name)
+            if stream is not None and not self._delivers(stream):
+                stream = None
+            self.subscriptions[name] = stream
+            if stream is not None:
+                self._owner._streams.add(stream, self)
+
+    def unsubscribe(self, names: list[str]) -> None:
+        for name in names:
+            stream = self.subscriptions.pop(name, None)
+            if stream is not None:
+                self._owner._streams.remove(stream, self)
+
+    def leave(self) -> None:
+        """Give up every subscription."""
+        self.unsubscribe(list(self.subscriptions))
+
+    def cut(self) -> None:
+        """End the connection without a closing handshake."""
+        self.leave()
+        self._transport.abort()
+
+    def end(self, reason: str) -> None:
+        """End the connection with a close frame."""
+        if self._ending is None:
+            self.flush()
+            self.leave()
+            self._ending = asyncio.ensure_future(
+                self._socket.close(code=WSCloseCode.GOING_AWAY, message=reason.encode())
+            )
+
+    def ping(self, payload: bytes) -> None:
+        task = asyncio.ensure_future(self._send_ping(payload))
+        self._pings.add(task)
+        task.add_done_callback(self._pings.discard)
+
+    async def serve(self) -> None:
+        """Answer what the client sends until one side ends the connection."""
+        while True:
+            message = await self._socket.receive()
+            if message.type is WSMsgType.PONG:
+                self.pong_wall_s = time.monotonic()
+                continue
+            if message.type is WSMsgType.PING:
+                if self._too_many():
+                    return
+                await self._socket.pong(message.data)
+            elif message.type is WSMsgType.TEXT:
+                if self._too_many():
+                    return
+                reply = self._control.reply(message.data)
+                self.flush()
+                await self._socket.send_str(reply)
+            elif message.type is WSMsgType.BINARY:
+                if self._too_many():
+                    return
+            else:
+                break
+        if self._ending is not None:
+            await self._ending
+
+    def _delivers(self, stream: Stream) -> bool:
+        if self.route == UNROUTED:
+            return stream.route == "public" or self._owner._unrouted_all
+        return stream.route == self.route
+
+    def _too_many(self) -> bool:
+        """More than ten messages in a second: the connection is cut."""
+        now_s = time.monotonic()
+        full = len(self._received) == CONTROL_PER_S and now_s - self._received[0] < 1.0
+        self._received.append(now_s)
+        if full:
+            log.warning("%s sent more than %d messages in a second: disconnected", self.name, CONTROL_PER_S)
+            self.cut()
+        return full
+
+    async def _send_ping(self, payload: bytes) -> None:
+        try:
+            await self._socket.ping(payload)
+        except (ConnectionError, RuntimeError):
+            # The connection went away meanwhile; `serve` notices by itself.
+            return
+
+
+def _json(body: Any, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(body), content_type="application/json")

@@ -1,0 +1,226 @@
+"""What a worker says of itself: the facts of /status, the same as Prometheus metrics, and what counts as trouble."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from perpline import __version__
+from perpline.bootstrap import Parts
+from perpline.collector.rest_poller import RestPoller
+from perpline.exchange.binance import endpoints
+from perpline.exchange.binance.weight import WeightLedger
+from perpline.websocket.connection import Connection
+from perpline.websocket.subscriptions import STREAM_TYPES
+
+
+def parts_status(
+    parts: Parts, connections: Sequence[Connection], poller: RestPoller, weight: WeightLedger
+) -> dict[str, Any]:
+    """Everything about a worker that a person or a program may want to know, as plain JSON values.
+
+    Times are milliseconds of the exchange's market time, ages wall seconds (a stream is silent in wall time).
+    """
+    clock, engine, router = parts.clock, parts.engine, parts.router
+    return {
+        "version": __version__,
+        "slot": parts.settings.slot,
+        "model": parts.model.model_id,
+        "now": clock.exchange_now_ms(),
+        "speed": clock.speed,
+        "clock_offset_ms": clock.offset_ms,
+        "exchange": {
+            "ws": parts.settings.binance_futures_ws_url,
+            "rest": parts.settings.binance_futures_rest_url,
+        },
+        "connections": [_connection(connection, clock.wall_s()) for connection in connections],
+        "messages": {
+            "total": router.total,
+            "routed": router.routed,
+            "unhandled": router.unhandled,
+            "malformed": router.malformed,
+            "failed": router.failed,
+            "by_kind": dict(router.by_kind),
+            "rates": router.rates(),
+            "unhandled_types": dict(router.unhandled_types),
+            "unknown_fields": dict(parts.fields.counts),
+            "dropped": dict(parts.dropped),
+        },
+        "decisions": {
+            "by_status": {str(status): count for status, count in engine.by_status.items()},
+            "batches": engine.batches,
+            "close_to_signal_ms": engine.close_to_signal_ms.summary(),
+            "market_close_to_signal_ms": engine.market_close_to_signal_ms.summary(),
+        },
+        "candles": {
+            "closed": parts.klines.closed,
+            "late_closes": parts.closed.late_closes,
+            "repeats": parts.closed.repeats,
+            "revisions": parts.closed.revisions,
+            "gaps_noted": parts.ledger.noted,
+            "given_up": sum(len(holes) for holes in parts.closed.given_up.values()),
+        },
+        "buffers": msgspec.to_builtins(parts.buffer.statistics()),
+        "outbox": msgspec.to_builtins(parts.publisher.statistics()),
+        "rest": {
+            "weight_used": weight.used,
+            "weight_limit": weight.limit,
+            "requests_total": weight.requests_total,
+            "requests_by_minute": {str(minute): count for minute, count in weight.requests_by_minute.items()},
+            "blocked_until": weight.blocked_until,
+        },
+        "polls": msgspec.to_builtins(poller.series),
+        "symbols": symbols_status(parts, connections),
+    }
+
+
+def symbols_status(parts: Parts, connections: Sequence[Connection]) -> dict[str, Any]:
+    """One entry a symbol: newest prices, last candle, last decision, age of each stream."""
+    heard = {stream: state.heard_at for connection in connections for stream, state in connection.streams.items()}
+    now_s = parts.clock.wall_s()
+    table = {}
+    for symbol in parts.symbols:
+        book, mark = parts.books.latest.get(symbol), parts.marks.latest.get(symbol)
+        candle, decision = parts.klines.last_closed["1m"].get(symbol), parts.engine.last_decision.get(symbol)
+        ages = {}
+        for kind in STREAM_TYPES:
+            at = heard.get(endpoints.stream_name(symbol, kind))
+            ages[kind] = None if at is None else round(now_s - at, 2)
+        forming = parts.klines.forming["1m"].get(symbol)
+        table[symbol] = {
+            "price": forming.close if forming else candle.close if candle else None,
+            "bid": book.bid if book else None,
+            "ask": book.ask if book else None,
+            "spread_bps": round(book.spread_bps, 3) if book else None,
+            "mark_price": mark.mark_price if mark else None,
+            "index_price": mark.index_price if mark else None,
+            "funding_rate": mark.funding_rate if mark else None,
+            "next_funding_time": mark.next_funding_time if mark else None,
+            "last_candle": {"open_time": candle.open_time, "close": candle.close, "source": candle.source}
+            if candle
+            else None,
+            "last_decision": {
+                "close_time": decision.close_time,
+                "status": str(decision.status),
+                "side": decision.side,
+                "p": decision.p_cal,
+                "detail": decision.detail,
+            }
+            if decision
+            else None,
+            "ages_s": ages,
+        }
+    return table
+
+
+def trouble(parts: Parts, connections: Iterable[Connection], ready: bool) -> list[str]:
+    """What is wrong, in words; empty where nothing is."""
+    found = [] if ready else ["not ready yet: waiting for the first data of every stream"]
+    for connection in connections:
+        if not connection.live:
+            found.append(f"{connection.name} is not connected ({connection.last_error or 'connecting'})")
+    if parts.router.failed:
+        found.append(f"{parts.router.failed} messages met a bug in a handler: see the log")
+    return found
+
+
+def _connection(connection: Connection, now_s: float) -> dict[str, Any]:
+    silent = connection.silent_streams()
+    return {
+        "name": connection.name,
+        "url": connection.url,
+        "live": connection.live,
+        "streams": len(connection.streams),
+        "silent": silent[:20],
+        "silent_count": len(silent),
+        "messages": connection.messages,
+        "connects": connection.connects,
+        "losses": connection.losses,
+        "failures_in_a_row": connection.failures,
+        "last_error": connection.last_error,
+        "quiet_s": None if connection.last_message_at is None else round(now_s - connection.last_message_at, 2),
+    }
+
+
+def metrics(status: dict[str, Any]) -> bytes:
+    """The status as Prometheus text. Names follow its conventions: base units, `_total` for counters."""
+    registry = CollectorRegistry()
+    registry.register(_StatusCollector(status))
+    return generate_latest(registry)
+
+
+class _StatusCollector(Collector):
+    def __init__(self, status: dict[str, Any]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterable[Metric]:
+        status = self._status
+        messages = status["messages"]
+        yield _counter(
+            "perpline_messages",
+            "Messages received, by outcome",
+            "outcome",
+            {name: messages[name] for name in ("routed", "unhandled", "malformed", "failed")},
+        )
+        yield _counter("perpline_stream_messages", "Messages decoded, by kind", "kind", messages["by_kind"])
+        yield _counter("perpline_unknown_fields", "Unknown fields seen, by name", "field", messages["unknown_fields"])
+        yield _counter("perpline_decisions", "Decisions stored, by status", "status", status["decisions"]["by_status"])
+        for name in ("close_to_signal_ms", "market_close_to_signal_ms"):
+            family = GaugeMetricFamily(
+                f"perpline_{name.removesuffix('_ms')}_seconds", "Recent latency, by quantile", labels=["quantile"]
+            )
+            for quantile, key in (("0.5", "p50"), ("0.99", "p99")):
+                value = status["decisions"][name].get(key)
+                if value is not None:
+                    family.add_metric([quantile], value / 1000)
+            yield family
+        for name, help_text in (
+            ("closed", "Closed candles delivered"),
+            ("late_closes", "Closes asked of REST because no frame came in time"),
+            ("repeats", "Closed candles that had come before"),
+            ("revisions", "Fields in which a repeated candle differed"),
+            ("gaps_noted", "Holes in candles noted"),
+        ):
+            yield CounterMetricFamily(f"perpline_candles_{name}", help_text, value=status["candles"][name])
+        live = GaugeMetricFamily(
+            "perpline_connection_live", "Whether data comes on a connection", labels=["connection"]
+        )
+        losses = CounterMetricFamily("perpline_connection_losses", "Connections lost after data", labels=["connection"])
+        for connection in status["connections"]:
+            live.add_metric([connection["name"]], float(connection["live"]))
+            losses.add_metric([connection["name"]], connection["losses"])
+        yield live
+        yield losses
+        rest = status["rest"]
+        yield GaugeMetricFamily("perpline_rest_weight_used", "Request weight of this minute", value=rest["weight_used"])
+        yield GaugeMetricFamily(
+            "perpline_rest_weight_limit", "Request weight allowed a minute", value=rest["weight_limit"]
+        )
+        yield CounterMetricFamily("perpline_rest_requests", "REST requests sent", value=rest["requests_total"])
+        yield GaugeMetricFamily(
+            "perpline_clock_offset_seconds",
+            "How far the exchange's clock is ahead of ours",
+            value=status["clock_offset_ms"] / 1000,
+        )
+        yield GaugeMetricFamily(
+            "perpline_outbox_pending", "Messages not yet published", value=status["outbox"]["pending"]
+        )
+        age = GaugeMetricFamily(
+            "perpline_stream_age_seconds", "Wall seconds since a stream was heard", labels=["symbol", "stream"]
+        )
+        for symbol, entry in status["symbols"].items():
+            for stream, seconds in entry["ages_s"].items():
+                if seconds is not None:
+                    age.add_metric([symbol, stream], seconds)
+        yield age
+        yield GaugeMetricFamily("perpline_ready", "Whether every stream has delivered", value=float(status["ready"]))
+
+
+def _counter(name: str, help_text: str, label: str, values: dict[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, help_text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([str(key)], value)
+    return family

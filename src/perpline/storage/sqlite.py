@@ -1,0 +1,409 @@
+"""The store in one SQLite file.
+
+Through apsw only, in every process: it brings its own SQLite. Those before 3.51.3 can corrupt a WAL database that has
+two connections, and two copies of SQLite in one process break each other's file locks.
+
+WAL with synchronous=NORMAL: what was committed survives the death of the process at any instant. A loss of power may
+take the last commits with it, and never leaves half of one.
+
+Two threads, each with its own connection: one writes, one reads, so that neither a long read nor a bulk flush holds up
+a decision. Rows in bulk go in short transactions, and at most one of those is ever ahead of a decision. A third thread
+checkpoints, for that waits for the disk.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import apsw
+import msgspec
+
+from perpline.common.errors import NeedsPerson, Unavailable
+from perpline.domain.candle import Candle
+from perpline.domain.signal import Decision, Message, Prediction
+from perpline.storage.migrate import migrate, migrations
+from perpline.storage.store import TABLES, Gap, Row, Table
+
+OLDEST_SQLITE = (3, 51, 3)
+BUSY_TIMEOUT_MS = 5000
+"""How long a write waits for another process that is writing."""
+CHECKPOINT_PAGES = 4000
+TRANSACTION_ROWS = 512
+"""Rows of a bulk batch that are written in one transaction."""
+
+STATEMENT_ROWS = 64
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+Key = tuple[str, str, int]
+"""slot, symbol, close_time"""
+
+
+class SqliteStore:
+    """A `Store` in the file `path`, made on first use. Several processes may have it open.
+
+    With `read_only` nothing is made, changed or migrated, for commands that only look.
+
+    A batch of `add_rows` with more than 64 rows is several transactions. If such a call fails, a part of it may be
+    stored; writing all of it again is harmless.
+    """
+
+    def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
+        self._path = Path(path)
+        self._read_only = read_only
+        self._write = _Lane(self._path, "writer")
+        self._read = _Lane(self._path, "reader")
+        self._checkpoint = _Lane(self._path, "checkpointer")
+        self._queries = _queries()
+        self._bulk = asyncio.Lock()
+        self._wal_pages = 0
+        self._checkpointing: asyncio.Task[None] | None = None
+
+    @classmethod
+    def from_url(cls, url: str, *, read_only: bool = False) -> "SqliteStore":
+        """The store that `sqlite:///relative.db` or `sqlite:////absolute.db` names.
+
+        Raises NeedsPerson for anything else. An in-memory database is refused: its connections could not share it.
+        """
+        parts = urlsplit(url)
+        path = unquote(parts.path.removeprefix("/"))
+        if parts.scheme != "sqlite" or parts.netloc or not path:
+            raise NeedsPerson(
+                f"{url!r} is no SQLite address: write sqlite:///relative.db or sqlite:////absolute/path.db"
+            )
+        if path == ":memory:" or parts.query or parts.fragment:
+            raise NeedsPerson(
+                f"{url!r}: perpline keeps its data in a file and takes no options: sqlite:///path/file.db"
+            )
+        return cls(path, read_only=read_only)
+
+    async def open(self) -> None:
+        if _version(apsw.sqlite_lib_version()) < OLDEST_SQLITE:
+            raise NeedsPerson(
+                f"apsw brings SQLite {apsw.sqlite_lib_version()}, which can corrupt a database with two connections: "
+                "install apsw 3.54 or newer"
+            )
+        try:
+            if self._read_only:
+                await self._read.open(self._connect_to_read)
+            else:
+                await self._write.open(self._connect_to_write)
+                await self._read.open(self._connect_to_read)
+                await self._checkpoint.open(self._connect_to_checkpoint)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        if self._checkpointing is not None:
+            await self._checkpointing
+        for lane in (self._checkpoint, self._read, self._write):
+            await lane.close()
+
+    async def add_rows(self, table: str, rows: Sequence[Row]) -> int:
+        if not rows:
+            return 0
+        async with self._bulk:
+            stored = 0
+            for start in range(0, len(rows), TRANSACTION_ROWS):
+                stored += await self._write.run(_add_rows, TABLES[table], rows[start : start + TRANSACTION_ROWS])
+            self._checkpoint_if_due()
+            return stored
+
+    async def candles(self, interval: str, symbol: str, start: int, end: int) -> list[Candle]:
+        where = "symbol = ? AND open_time >= ? AND open_time < ? ORDER BY open_time"
+        return await self._read.run(_candles, interval, where, (symbol, start, end))
+
+    async def last_candles(self, interval: str, symbols: Iterable[str], count: int) -> dict[str, list[Candle]]:
+        where = "symbol = ? ORDER BY open_time DESC LIMIT ?"
+        newest_first = {symbol: await self._read.run(_candles, interval, where, (symbol, count)) for symbol in symbols}
+        return {symbol: candles[::-1] for symbol, candles in newest_first.items()}
+
+    async def commit_decisions(
+        self,
+        decisions: Sequence[Decision],
+        predictions: Sequence[Prediction],
+        messages: Sequence[Message],
+        t_commit: int,
+    ) -> list[Decision]:
+        new = await self._write.run(_commit_decisions, self._queries, decisions, predictions, messages, t_commit)
+        self._checkpoint_if_due()
+        return new
+
+    async def last_decided(self, slot: str) -> dict[str, int]:
+        return dict(await self._read.run(_fetch, self._queries["last_decided"], (slot,)))
+
+    async def last_signals(self, slot: str, since: int) -> dict[tuple[str, int], int]:
+        rows = await self._read.run(_fetch, self._queries["last_signals"], (slot, since))
+        return {(symbol, side): close_time for symbol, side, close_time in rows}
+
+    async def decision_rows(self, slot: str, start: int, end: int) -> list[tuple[str, int, str]]:
+        return await self._read.run(_fetch, self._queries["decision_rows"], (slot, start, end))
+
+    async def pending_messages(self, limit: int) -> list[Message]:
+        # Read by the writer: it is part of a decision's way out, and must not wait behind a long read.
+        lane = self._read if self._read_only else self._write
+        [[found]] = await lane.run(_fetch, self._queries["pending_messages"], (limit,))
+        return msgspec.json.decode(found, type=list[Message])
+
+    async def mark_published(self, ids: Sequence[int], published_at: int) -> None:
+        await self._write.run(_fetch, self._queries["mark_published"], (published_at, json.dumps(list(ids))))
+
+    async def open_gap(
+        self, symbol: str, series: str, from_time: int, to_time: int, cause: str, detected_at: int
+    ) -> int:
+        return await self._write.run(_open_gap, self._queries, (symbol, series, from_time, to_time), cause, detected_at)
+
+    async def close_gap(self, gap_id: int, repaired_at: int, repaired_by: str) -> None:
+        await self._write.run(_fetch, self._queries["close_gap"], (gap_id, repaired_at, repaired_by))
+
+    async def gaps(self, only_open: bool = False) -> list[Gap]:
+        rows = await self._read.run(_fetch, self._queries["gaps"], (only_open,))
+        return [Gap(**dict(zip(Gap.__struct_fields__, row, strict=True))) for row in rows]
+
+    async def row_counts(self) -> dict[str, int]:
+        return await self._read.run(_row_counts, self._queries)
+
+    def _checkpoint_if_due(self) -> None:
+        """Move the log into the database beside the work: PASSIVE, so that nobody ever waits for it."""
+        if self._wal_pages >= CHECKPOINT_PAGES and (self._checkpointing is None or self._checkpointing.done()):
+            self._wal_pages = 0
+            self._checkpointing = asyncio.create_task(self._run_checkpoint(), name="sqlite checkpoint")
+
+    async def _run_checkpoint(self) -> None:
+        try:
+            await self._checkpoint.run(_fetch, "PRAGMA wal_checkpoint(PASSIVE)", ())
+        except Unavailable:
+            # Nothing is lost: the log only grows until the next commit tries again, and a full disk is heard there.
+            return
+
+    def _connect_to_write(self) -> apsw.Connection:
+        connection = self._connect(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
+        if connection.execute("PRAGMA journal_mode=WAL").get != "wal":
+            raise NeedsPerson(f"{self._path}: this file system cannot hold a WAL database (a network drive?)")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        # Every minute touches a page of each symbol's end of the (symbol, time) indexes; 64 MB hold them.
+        connection.execute("PRAGMA cache_size=-65536")
+        migrate(connection, migrations(), str(self._path))
+        connection.set_wal_hook(self._note_wal_pages)  # instead of SQLite's own checkpoint within a commit
+        return connection
+
+    def _connect_to_read(self) -> apsw.Connection:
+        connection = self._connect(apsw.SQLITE_OPEN_READONLY)
+        if self._read_only:
+            migrate(connection, migrations(), str(self._path), read_only=True)
+        return connection
+
+    def _connect_to_checkpoint(self) -> apsw.Connection:
+        return self._connect(apsw.SQLITE_OPEN_READWRITE)
+
+    def _connect(self, flags: int) -> apsw.Connection:
+        connection = apsw.Connection(str(self._path), flags=flags)
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        connection.execute(f"PRAGMA mmap_size={256 << 20}")
+        return connection
+
+    def _note_wal_pages(self, _connection: apsw.Connection, _database: str, pages: int) -> int:
+        self._wal_pages = pages
+        return apsw.SQLITE_OK
+
+
+class _Lane:
+    """A thread with one connection, which carries out what it is given in order."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path = path
+        self._name = name
+        self._executor: ThreadPoolExecutor | None = None
+        self._connection: apsw.Connection | None = None
+
+    async def open(self, connect: Callable[[], apsw.Connection]) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"sqlite {self._name}")
+        try:
+            self._connection = await self._call(connect)
+        except apsw.CantOpenError as error:
+            raise NeedsPerson(
+                f"cannot open {self._path}: {error}; is the folder there, and may this user read and write it?"
+            ) from error
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self._call(self._connection.close)
+            self._connection = None
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
+            self._executor = None
+
+    async def run(
+        self,
+        function: Callable[Concatenate[apsw.Connection, Params], Result],
+        *args: Params.args,
+        **kwargs: Params.kwargs,
+    ) -> Result:
+        """What the function returns, called in the thread with the connection. Errors are perpline's."""
+        if self._connection is None:
+            raise RuntimeError(f"{self._path} is not open for this")
+        try:
+            return await self._call(function, self._connection, *args, **kwargs)
+        except apsw.CantOpenError as error:
+            # It was open before: the process has run out of files, or the folder has gone for a while.
+            raise Unavailable(f"{self._path}: {error}") from error
+
+    async def _call(self, function: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs) -> Result:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: function(*args, **kwargs))
+        except (apsw.BusyError, apsw.LockedError, apsw.FullError, apsw.IOError, apsw.ProtocolError) as error:
+            raise Unavailable(f"{self._path}: {error}") from error
+        except apsw.NotADBError as error:
+            raise NeedsPerson(f"{self._path} is not a SQLite database: name another file") from error
+        except apsw.CorruptError as error:
+            raise NeedsPerson(f"{self._path} is damaged ({error}): restore a copy, or name another file") from error
+        except (apsw.ReadOnlyError, apsw.PermissionsError, apsw.AuthError) as error:
+            raise NeedsPerson(f"{self._path} cannot be written: {error}") from error
+        except (apsw.ConstraintError, apsw.MismatchError, apsw.BindingsError) as error:
+            raise ValueError(f"{self._path} refused a row: {error}") from error
+
+
+@contextmanager
+def _transaction(connection: apsw.Connection) -> Iterator[None]:
+    """One transaction, which takes its turn before it reads, so that what it read still holds when it writes."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _add_rows(connection: apsw.Connection, table: Table, rows: Sequence[Row]) -> int:
+    with _transaction(connection):
+        before = connection.total_changes()
+        _insert(connection, table.name, table.columns, rows, _on_conflict(table))
+        return connection.total_changes() - before
+
+
+def _on_conflict(table: Table) -> str:
+    key = ", ".join(f'"{column}"' for column in table.key)
+    if not table.newest_wins:
+        return f"ON CONFLICT ({key}) DO NOTHING"
+    others = ", ".join(f'"{column}" = excluded."{column}"' for column in table.columns if column not in table.key)
+    newest = f'excluded."{table.newest_wins}" > "{table.name}"."{table.newest_wins}"'
+    return f"ON CONFLICT ({key}) DO UPDATE SET {others} WHERE {newest}"
+
+
+def _insert(
+    connection: apsw.Connection, table: str, columns: Sequence[str], rows: Sequence[Row], on_conflict: str
+) -> None:
+    """Insert rows, many to a statement: see queries.sql for why not one by one."""
+    names = ", ".join(f'"{column}"' for column in columns)
+    marks = f"({', '.join('?' * len(columns))})"
+    for start in range(0, len(rows), STATEMENT_ROWS):
+        block = rows[start : start + STATEMENT_ROWS]
+        values = ", ".join([marks] * len(block))
+        connection.execute(
+            f'INSERT INTO "{table}" ({names}) VALUES {values} {on_conflict}', [value for row in block for value in row]
+        )
+
+
+def _commit_decisions(
+    connection: apsw.Connection,
+    queries: dict[str, str],
+    decisions: Sequence[Decision],
+    predictions: Sequence[Prediction],
+    messages: Sequence[Message],
+    t_commit: int,
+) -> list[Decision]:
+    with _transaction(connection):
+        new = _insert_decisions(connection, queries, decisions, t_commit)
+        lost = {_key(decision) for decision in decisions} - {_key(decision) for decision in new}
+        _insert(
+            connection,
+            "predictions",
+            Prediction.__struct_fields__,
+            [msgspec.structs.astuple(prediction) for prediction in predictions if _key(prediction) not in lost],
+            "ON CONFLICT DO NOTHING",
+        )
+        _insert(
+            connection,
+            "outbox",
+            Message.__struct_fields__[1:],
+            [msgspec.structs.astuple(message)[1:] for message in messages if _key(message) not in lost],
+            "ON CONFLICT DO NOTHING",
+        )
+        return new
+
+
+def _insert_decisions(
+    connection: apsw.Connection, queries: dict[str, str], decisions: Sequence[Decision], t_commit: int
+) -> list[Decision]:
+    """Insert those whose key is free, each with the next seq of its slot and symbol; returns them."""
+    taken: set[Key] = set()
+    last_seq: dict[tuple[str, str], int] = {}
+    for slot in {decision.slot for decision in decisions}:
+        asked = [(decision.symbol, decision.close_time) for decision in decisions if decision.slot == slot]
+        [[found]] = _fetch(connection, queries["decided"], (slot, json.dumps(asked)))
+        taken |= {(slot, symbol, close_time) for symbol, close_time in json.loads(found)}
+        symbols = sorted({symbol for symbol, _ in asked})
+        [[found]] = _fetch(connection, queries["last_seq"], (slot, json.dumps(symbols)))
+        last_seq |= {(slot, symbol): seq or 0 for symbol, seq in json.loads(found).items()}
+    new = []
+    rows = []
+    for decision in decisions:
+        if _key(decision) not in taken:
+            taken.add(_key(decision))
+            seq = last_seq[decision.slot, decision.symbol] + 1
+            last_seq[decision.slot, decision.symbol] = seq
+            new.append(decision)
+            rows.append((*msgspec.structs.astuple(decision), seq, t_commit))
+    _insert(connection, "signals", (*Decision.__struct_fields__, "seq", "t_commit"), rows, "")
+    return new
+
+
+def _key(part: Decision | Prediction | Message) -> Key:
+    return part.slot, part.symbol, part.close_time
+
+
+def _candles(connection: apsw.Connection, interval: str, where: str, values: Row) -> list[Candle]:
+    table = TABLES[f"candles_{interval}"]
+    columns = ", ".join(f'"{column}"' for column in table.columns)
+    synthetic = table.columns.index("synthetic")
+    return [
+        Candle(*(interval, *row[:synthetic], bool(row[synthetic]), *row[synthetic + 1 :]))
+        for row in _fetch(connection, f"SELECT {columns} FROM {table.name} WHERE {where}", values)
+    ]
+
+
+def _open_gap(
+    connection: apsw.Connection, queries: dict[str, str], hole: tuple[str, str, int, int], cause: str, detected_at: int
+) -> int:
+    with _transaction(connection):
+        _fetch(connection, queries["add_gap"], (*hole, cause, detected_at))
+        [[gap_id]] = _fetch(connection, queries["open_gap"], hole)
+        return int(gap_id)
+
+
+def _row_counts(connection: apsw.Connection, queries: dict[str, str]) -> dict[str, int]:
+    names = [name for (name,) in _fetch(connection, queries["tables"], ())]
+    return {name: _fetch(connection, f'SELECT count(*) FROM "{name}"', ())[0][0] for name in names}
+
+
+def _fetch(connection: apsw.Connection, query: str, values: Row) -> list[Row]:
+    return connection.execute(query, values).fetchall()
+
+
+def _queries() -> dict[str, str]:
+    text = (files("perpline.storage") / "sql" / "sqlite" / "queries.sql").read_text(encoding="utf-8")
+    named = (part.partition("\n") for part in text.split("-- name: ")[1:])
+    return {name.strip(): query for name, _, query in named}
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))

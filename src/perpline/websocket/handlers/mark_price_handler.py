@@ -1,0 +1,60 @@
+"""Mark prices: the newest of each symbol, and one row a minute of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from perpline.domain.candle import MINUTE_MS
+from perpline.domain.market import MarkPrice
+
+PremiumIndexRow = tuple[Any, ...]
+"""symbol, minute, mark_price, index_price, funding_rate, next_funding_time, samples, updated_at, received_at."""
+
+
+class MarkPriceHandler:
+    """The newest mark price by symbol, and the last one of each minute as a row of `premium_index`.
+
+    `minute` is the open time of the minute by the exchange's clock. The row is added when the first price of a later
+    minute comes, and by `flush` at the end, so a minute cut in two by a restart is written twice: the later row wins.
+    """
+
+    def __init__(self, add_row: Callable[[PremiumIndexRow], None]) -> None:
+        self.latest: dict[str, MarkPrice] = {}
+        self._samples: dict[str, int] = {}
+        self._add_row = add_row
+
+    def handle(self, mark: MarkPrice) -> None:
+        known = self.latest.get(mark.symbol)
+        if known is None:
+            self._samples[mark.symbol] = 1
+        elif mark.updated_at < known.updated_at:
+            return  # overtaken on another connection
+        elif mark.updated_at // MINUTE_MS != known.updated_at // MINUTE_MS:
+            self._add(known)
+            self._samples[mark.symbol] = 1
+        else:
+            self._samples[mark.symbol] += 1
+        self.latest[mark.symbol] = mark
+
+    def flush(self) -> None:
+        """Add the rows of the minutes in progress."""
+        for mark in self.latest.values():
+            self._add(mark)
+
+    def forget(self, symbol: str) -> None:
+        self.latest.pop(symbol, None)
+        self._samples.pop(symbol, None)
+
+    def _add(self, mark: MarkPrice) -> None:
+        self._add_row(
+            (
+                mark.symbol,
+                mark.updated_at - mark.updated_at % MINUTE_MS,
+                mark.mark_price,
+                mark.index_price,
+                mark.funding_rate,
+                mark.next_funding_time,
+                self._samples[mark.symbol],
+                mark.updated_at,
+                mark.received_at,
+            )
+        )

@@ -1,0 +1,114 @@
+"""Every message to the handler of its type, and nothing a message can hold stops the stream."""
+
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import structlog
+
+from perpline.common.errors import Malformed
+
+log = structlog.get_logger("perpline.router")
+
+
+class Frame(Protocol):
+    """What a decode function returns: the kind to count it under, the stream it came on, and what it holds."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def stream(self) -> str: ...
+
+    @property
+    def content(self) -> object: ...
+
+
+class StreamRouter:
+    """Decodes each message once and gives what it holds to the handler of that type; a list is given item by item.
+
+    Malformed bytes are set aside and counted. A type without a handler is counted by name. An unexpected error in a
+    handler is a bug of ours: it is logged with its traceback, counted in `failed` and shown in the status, and the next
+    message is routed all the same, for one symbol's trouble must not blind the others.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[bytes, int], Frame],
+        handlers: Mapping[type, Callable[[Any], None]],
+        *,
+        set_aside: Callable[[bytes, int, str], None] = lambda data, received_us, reason: None,
+        see_fields: Callable[[bytes], object] = lambda data: None,
+    ) -> None:
+        self.total = 0
+        self.routed = 0
+        self.unhandled = 0
+        self.malformed = 0
+        self.failed = 0
+        self.by_kind: Counter[str] = Counter()
+        self.unhandled_types: Counter[str] = Counter()
+        self.malformed_reasons: Counter[str] = Counter()
+        self._decode = decode
+        self._handlers = dict(handlers)
+        self._set_aside = set_aside
+        self._see_fields = see_fields
+        self._samples: deque[tuple[float, int, Counter[str]]] = deque(maxlen=11)
+
+    def route(self, data: bytes, received_us: int) -> str | None:
+        """The stream the message came on (its kind where the frame names none), None if it proves no stream alive."""
+        self.total += 1
+        try:
+            frame = self._decode(data, received_us)
+        except Malformed as error:
+            self._malformed(data, received_us, error)
+            return None
+        self.by_kind[frame.kind] += 1
+        content = frame.content
+        items = content if type(content) is list else (content,)
+        handle = self._handlers.get(type(items[0]) if items else list)
+        if handle is None:
+            self.unhandled += 1
+            self._count_unhandled(getattr(content, "event_type", frame.kind))
+            return frame.stream or None
+        try:
+            for item in items:
+                handle(item)
+            self._see_fields(data)
+        except Malformed as error:
+            self._malformed(data, received_us, error)
+            return None
+        except Exception as error:
+            # The edge of a message: whatever a handler did wrong with this one, the next one gets its chance.
+            self.failed += 1
+            self._set_aside(data, received_us, f"handler failed: {error!r}")
+            log.exception("handler_failed", kind=frame.kind, stream=frame.stream, action="route")
+            return frame.stream or None
+        self.routed += 1
+        return frame.stream or frame.kind
+
+    def sample(self, now_s: float) -> None:
+        """Remember the counts at this time; called once a second, for `rates`."""
+        self._samples.append((now_s, self.total, self.by_kind.copy()))
+
+    def rates(self) -> dict[str, float]:
+        """Messages a second over the last ten seconds or so, by kind and as `total`."""
+        if len(self._samples) < 2:
+            return {}
+        (t0, total0, kinds0), (t1, total1, kinds1) = self._samples[0], self._samples[-1]
+        span = t1 - t0
+        if span <= 0:
+            return {}
+        rates = {kind: round((count - kinds0[kind]) / span, 2) for kind, count in sorted(kinds1.items())}
+        return {"total": round((total1 - total0) / span, 2), **rates}
+
+    def _malformed(self, data: bytes, received_us: int, error: Malformed) -> None:
+        self.malformed += 1
+        reason = str(error)
+        # Bounded: reasons hold parts of what came, and a hostile sender never repeats himself.
+        key = reason.split(":", 1)[0][:80]
+        self.malformed_reasons[key if key in self.malformed_reasons or len(self.malformed_reasons) < 200 else "…"] += 1
+        self._set_aside(data, received_us, reason)
+
+    def _count_unhandled(self, name: str) -> None:
+        name = name[:80]
+        self.unhandled_types[name if name in self.unhandled_types or len(self.unhandled_types) < 200 else "…"] += 1

@@ -1,0 +1,512 @@
+"""What every store promises (perpline.storage.store.Store)."""
+
+import asyncio
+import random
+import signal
+import sys
+import textwrap
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import pytest
+from conftest import SqliteDatabase
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import astuple, replace
+
+from perpline.domain.candle import Candle
+from perpline.domain.signal import Decision, Message, Prediction, Status, signal_id
+from perpline.storage.store import TABLES, Row, Store
+
+MINUTE = 60_000
+T0 = 1_795_219_260_000
+
+in_a_used_database = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+fresh_slot = (f"slot{n}" for n in count())
+
+
+def candle(symbol: str, open_time: int, close: float = 1.75, interval: str = "1m", synthetic: bool = False) -> Candle:
+    return Candle(
+        interval=interval,
+        symbol=symbol,
+        open_time=open_time,
+        close_time=open_time + MINUTE - 1,
+        open=1.5,
+        high=2.5,
+        low=0.1 + 0.2,
+        close=close,
+        volume=100.125,
+        quote_volume=1e12,
+        trades=7,
+        taker_buy_volume=0.0,
+        taker_buy_quote_volume=5e-324,
+        log_open=-(2**40),
+        log_high=2,
+        log_low=3,
+        log_close=2**40,
+        synthetic=synthetic,
+        source="ws",
+        received_at=open_time + MINUTE,
+    )
+
+
+def row(value: Candle) -> Row:
+    return astuple(value)[1:]
+
+
+def decision(symbol: str, close_time: int, slot: str = "champion", status: Status = Status.FLAT) -> Decision:
+    return Decision(
+        signal_id=signal_id(slot, "model", symbol, close_time),
+        slot=slot,
+        symbol=symbol,
+        close_time=close_time,
+        side=0,
+        status=status,
+        p_raw=0.1,
+        ref_mark="1.50",
+    )
+
+
+def prediction(symbol: str, close_time: int, slot: str = "champion", model_id: str = "model") -> Prediction:
+    return Prediction(
+        slot=slot,
+        symbol=symbol,
+        close_time=close_time,
+        model_id=model_id,
+        p_long_raw=0.1,
+        p_short_raw=None,
+        p_long=0.2,
+        p_short=0.3,
+        features=b"\x00\xff\x80",
+        feat_ref="00",
+    )
+
+
+def message(symbol: str, close_time: int, slot: str = "champion", kind: str = "signal", payload: str = "{}") -> Message:
+    return Message(
+        id=0,
+        kind=kind,
+        slot=slot,
+        symbol=symbol,
+        close_time=close_time,
+        payload=payload,
+        valid_until=close_time + 30_000,
+    )
+
+
+async def commit(store: Store, decisions: Sequence[Decision], t_commit: int = 1) -> list[Decision]:
+    """Commit decisions, each with its prediction and message."""
+    return await store.commit_decisions(
+        decisions,
+        [prediction(one.symbol, one.close_time, one.slot) for one in decisions],
+        [message(one.symbol, one.close_time, one.slot) for one in decisions],
+        t_commit,
+    )
+
+
+# Rows in batches
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
+async def test_a_row_written_twice_is_stored_once(store: Store, database: SqliteDatabase, table: Any) -> None:
+    values = example_row(table.columns, 1)
+
+    written = [await store.add_rows(table.name, [values]) for _ in range(3)]
+
+    assert written == [1, 0, 0]
+    columns = ", ".join(f'"{column}"' for column in table.columns)
+    assert database.rows(f"SELECT {columns} FROM {table.name}") == [values]
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=lambda table: table.name)
+async def test_the_newest_row_wins_where_the_table_says_so_and_the_first_elsewhere(
+    store: Store, database: SqliteDatabase, table: Any
+) -> None:
+    versions = [
+        tuple(
+            old if column in table.key else new
+            for column, old, new in zip(
+                table.columns, example_row(table.columns, 5), example_row(table.columns, n), strict=True
+            )
+        )
+        for n in (5, 4, 7, 6)
+    ]
+
+    written = [await store.add_rows(table.name, [version]) for version in versions]
+
+    columns = ", ".join(f'"{column}"' for column in table.columns)
+    stored = database.rows(f"SELECT {columns} FROM {table.name}")
+    assert stored == [versions[2] if table.newest_wins else versions[0]]
+    assert written == ([1, 0, 1, 0] if table.newest_wins else [1, 0, 0, 0])
+
+
+@in_a_used_database
+@given(
+    arrivals=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=60),
+    cuts=st.lists(st.integers(0, 60), max_size=6),
+)
+async def test_any_order_of_repeated_batches_ends_in_the_same_newest_rows(
+    store: Store, database: SqliteDatabase, arrivals: list[tuple[int, int]], cuts: list[int]
+) -> None:
+    symbol = next(fresh_slot)
+    columns = TABLES["premium_index"].columns
+    rows = [(symbol, minute, *example_row(columns, updated)[2:]) for minute, updated in arrivals]
+    bounds = [0, *sorted(cuts), len(rows)]
+
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        await store.add_rows("premium_index", rows[start:end])
+        await store.add_rows("premium_index", rows[:end])
+
+    newest = {minute: updated for minute, updated in sorted(arrivals)}
+    expected = [(symbol, minute, *example_row(columns, updated)[2:]) for minute, updated in sorted(newest.items())]
+    assert database.rows(f"SELECT * FROM premium_index WHERE symbol = '{symbol}' ORDER BY minute") == expected
+
+
+async def test_a_large_batch_is_stored_whole(store: Store) -> None:
+    rows = [row(candle(f"S{n % 7}USDT", n // 7 * MINUTE)) for n in range(1000)]
+
+    assert await store.add_rows("candles_1m", rows) == 1000
+    assert await store.add_rows("candles_1m", rows) == 0
+    assert (await store.row_counts())["candles_1m"] == 1000
+
+
+async def test_an_empty_batch_is_nothing(store: Store) -> None:
+    assert await store.add_rows("candles_1m", []) == 0
+
+
+async def test_a_row_the_table_cannot_hold_is_a_bug_and_takes_its_batch_with_it(store: Store) -> None:
+    good, bad = row(candle("AUSDT", 0)), row(candle("BUSDT", 0, close=float("nan")))
+
+    with pytest.raises(ValueError, match="refused"):
+        await store.add_rows("candles_1m", [good, bad])
+    with pytest.raises(ValueError, match="refused"):
+        await store.add_rows("candles_1m", [good[:-1]])
+
+    assert await store.candles("1m", "AUSDT", 0, T0) == []
+
+
+def example_row(columns: Sequence[str], n: int) -> Row:
+    """Values that fit the columns, all made from n."""
+    texts = {"symbol", "source", "kind", "ratio", "series", "field", "old", "new", "sources"}
+    whole = {"log_open", "log_high", "log_low", "log_close", "trades", "samples", "synthetic", "updates", "revision"}
+    whole |= {"interval_hours", "time", "minute", "period_end"}
+
+    def value(column: str) -> Any:
+        if column in texts:
+            return f"{column}{n}"
+        if column in whole or column.endswith(("_time", "_at")):
+            return n
+        return n + 0.1
+
+    return tuple(value(column) for column in columns)
+
+
+# Candles
+
+
+async def test_candles_come_back_as_they_were_stored(store: Store) -> None:
+    stored = [candle("AUSDT", 0), candle("AUSDT", MINUTE, synthetic=True)]
+    await store.add_rows("candles_1m", [row(one) for one in stored])
+
+    found = await store.candles("1m", "AUSDT", 0, T0)
+
+    assert found == stored
+    assert [one.synthetic for one in found] == [False, True]
+
+
+@pytest.mark.parametrize("interval", ["1m", "15m", "1h"])
+async def test_candles_of_a_span_are_those_that_opened_in_it_oldest_first(store: Store, interval: str) -> None:
+    opened = [3, 1, 0, 2, 4]
+    await store.add_rows(f"candles_{interval}", [row(candle("AUSDT", n * MINUTE)) for n in opened])
+    await store.add_rows(f"candles_{interval}", [row(candle("BUSDT", 2 * MINUTE))])
+
+    found = await store.candles(interval, "AUSDT", MINUTE, 4 * MINUTE)
+
+    assert [one.open_time for one in found] == [MINUTE, 2 * MINUTE, 3 * MINUTE]
+    assert {one.interval for one in found} == {interval}
+
+
+async def test_the_last_candles_are_the_newest_oldest_first(store: Store) -> None:
+    await store.add_rows("candles_1m", [row(candle("AUSDT", n * MINUTE)) for n in range(5)])
+    await store.add_rows("candles_1m", [row(candle("BUSDT", 0))])
+
+    found = await store.last_candles("1m", ["AUSDT", "BUSDT", "CUSDT"], 3)
+
+    assert {symbol: [one.open_time for one in candles] for symbol, candles in found.items()} == {
+        "AUSDT": [2 * MINUTE, 3 * MINUTE, 4 * MINUTE],
+        "BUSDT": [0],
+        "CUSDT": [],
+    }
+
+
+# Decisions
+
+
+async def test_decisions_are_stored_with_their_predictions_and_messages(store: Store, database: SqliteDatabase) -> None:
+    made = [decision("AUSDT", T0, status=Status.OK), decision("BUSDT", T0)]
+
+    assert await commit(store, made, t_commit=77) == made
+
+    fields = ", ".join(Decision.__struct_fields__)
+    assert database.rows(f"SELECT {fields}, seq, t_commit FROM signals ORDER BY symbol") == [
+        (*astuple(one), 1, 77) for one in made
+    ]
+    fields = ", ".join(Prediction.__struct_fields__)
+    assert database.rows(f"SELECT {fields} FROM predictions ORDER BY symbol") == [
+        astuple(prediction("AUSDT", T0)),
+        astuple(prediction("BUSDT", T0)),
+    ]
+    assert [replace(one, id=0) for one in await store.pending_messages(10)] == [
+        message("AUSDT", T0),
+        message("BUSDT", T0),
+    ]
+
+
+async def test_a_decision_that_is_already_there_stays_with_all_that_belongs_to_it(
+    store: Store, database: SqliteDatabase
+) -> None:
+    first = decision("AUSDT", T0, status=Status.SKIPPED_MISSED)
+    await store.commit_decisions([first], [], [], 1)
+
+    late, other = decision("AUSDT", T0, status=Status.OK), decision("BUSDT", T0)
+    new = await commit(store, [late, other])
+
+    assert new == [other]
+    assert await store.decision_counts("champion", T0, T0) == {("AUSDT", T0): "skipped_missed", ("BUSDT", T0): "flat"}
+    assert database.rows("SELECT symbol FROM predictions") == [("BUSDT",)]
+    assert [one.symbol for one in await store.pending_messages(10)] == ["BUSDT"]
+
+
+async def test_of_two_decisions_with_one_key_in_a_batch_the_first_is_stored(store: Store) -> None:
+    first, second = decision("AUSDT", T0, status=Status.OK), decision("AUSDT", T0)
+
+    new = await store.commit_decisions([first, second], [], [], 1)
+
+    assert new == [first]
+    assert await store.decision_counts("champion", T0, T0) == {("AUSDT", T0): "ok"}
+
+
+async def test_a_slot_decides_for_itself(store: Store) -> None:
+    made = [decision("AUSDT", T0), decision("AUSDT", T0, slot="shadow1")]
+
+    assert await commit(store, made) == made
+
+
+async def test_a_shadow_model_predicts_without_a_decision_and_once(store: Store, database: SqliteDatabase) -> None:
+    shadows = [prediction("AUSDT", T0, "shadow1", model) for model in ("first", "second")]
+
+    await store.commit_decisions([], shadows[:1], [], 1)
+    await store.commit_decisions([], shadows[1:], [], 1)
+
+    assert database.rows("SELECT slot, model_id FROM predictions") == [("shadow1", "first")]
+
+
+async def test_the_close_of_a_minute_is_announced_once(store: Store) -> None:
+    for payload in ('{"n":1}', '{"n":2}'):
+        await store.commit_decisions([], [], [message("", T0, kind="close", payload=payload)], 1)
+
+    assert [one.payload for one in await store.pending_messages(10)] == ['{"n":1}']
+
+
+async def test_other_messages_of_one_minute_are_all_kept(store: Store) -> None:
+    for _ in range(2):
+        await store.commit_decisions([], [], [message("", T0, kind="mode")], 1)
+
+    assert len(await store.pending_messages(10)) == 2
+
+
+@in_a_used_database
+@given(
+    batches=st.lists(
+        st.lists(st.tuples(st.sampled_from(["AUSDT", "BUSDT", "CUSDT"]), st.integers(0, 9)), max_size=12), max_size=8
+    )
+)
+async def test_every_new_decision_gets_the_next_seq_of_its_symbol(
+    store: Store, database: SqliteDatabase, batches: list[list[tuple[str, int]]]
+) -> None:
+    slot = next(fresh_slot)
+    won: list[tuple[str, int]] = []
+
+    for batch in batches:
+        new = await commit(store, [decision(symbol, n * MINUTE, slot) for symbol, n in batch])
+        won += [(one.symbol, one.close_time) for one in new]
+
+    seq: dict[str, int] = {}
+    expected = []
+    for symbol, close_time in won:
+        seq[symbol] = seq.get(symbol, 0) + 1
+        expected.append((symbol, close_time, seq[symbol]))
+    assert sorted(won) == sorted({(symbol, n * MINUTE) for batch in batches for symbol, n in batch})
+    query = f"SELECT symbol, close_time, seq FROM signals WHERE slot = '{slot}' ORDER BY symbol, seq"
+    assert database.rows(query) == sorted(expected, key=lambda one: (one[0], one[2]))
+
+
+async def test_the_last_decided_close_is_the_newest_not_the_one_stored_last(store: Store) -> None:
+    await commit(store, [decision("AUSDT", T0 + 2 * MINUTE), decision("BUSDT", T0)])
+    await commit(store, [decision("AUSDT", T0 + MINUTE), decision("CUSDT", T0, slot="shadow1")])
+
+    assert await store.last_decided("champion") == {"AUSDT": T0 + 2 * MINUTE, "BUSDT": T0}
+    assert await store.last_decided("nobody") == {}
+
+
+async def test_decisions_of_a_span_include_both_ends(store: Store) -> None:
+    await commit(store, [decision("AUSDT", T0 + n * MINUTE) for n in range(5)])
+
+    found = await store.decision_counts("champion", T0 + MINUTE, T0 + 3 * MINUTE)
+
+    assert found == {("AUSDT", T0 + n * MINUTE): "flat" for n in (1, 2, 3)}
+
+
+# Outbox
+
+
+async def test_pending_messages_come_oldest_first_until_they_are_marked(store: Store) -> None:
+    texts = ['{"text":"\\u00e9 \\" \\n"}', '{"n":0.1}', "{}"]
+    await store.commit_decisions([], [], [message("", T0, kind="mode", payload=payload) for payload in texts], 1)
+
+    pending = await store.pending_messages(2)
+    assert [one.payload for one in pending] == texts[:2]
+    assert pending[0].id < pending[1].id
+
+    await store.mark_published([one.id for one in pending], T0)
+    assert [one.payload for one in await store.pending_messages(10)] == texts[2:]
+
+
+async def test_a_message_marked_twice_keeps_its_first_time(store: Store, database: SqliteDatabase) -> None:
+    await commit(store, [decision("AUSDT", T0)])
+    [pending] = await store.pending_messages(1)
+
+    await store.mark_published([pending.id], 5)
+    await store.mark_published([pending.id, 999], 6)
+
+    assert database.rows("SELECT published_at FROM outbox") == [(5,)]
+
+
+# Gaps
+
+
+async def test_the_same_open_hole_noted_twice_is_one_row(store: Store) -> None:
+    ids = [await store.open_gap("AUSDT", "candles_1m", 0, MINUTE, cause, 7) for cause in ("jump", "again")]
+    other = await store.open_gap("AUSDT", "candles_1m", 0, 2 * MINUTE, "jump", 7)
+
+    assert ids[0] == ids[1] != other
+    assert [(gap.id, gap.cause) for gap in await store.gaps()] == [(ids[0], "jump"), (other, "jump")]
+
+
+async def test_a_hole_that_was_closed_can_open_again(store: Store) -> None:
+    first = await store.open_gap("AUSDT", "candles_1m", 0, MINUTE, "jump", 7)
+    await store.close_gap(first, 8, "rest")
+    await store.close_gap(first, 9, "archive")
+    second = await store.open_gap("AUSDT", "candles_1m", 0, MINUTE, "jump", 10)
+
+    closed, again = await store.gaps()
+    assert (closed.id, closed.repaired_at, closed.repaired_by) == (first, 8, "rest")
+    assert (again.id, again.repaired_at, again.repaired_by) == (second, None, None)
+    assert [gap.id for gap in await store.gaps(only_open=True)] == [second]
+
+
+# The whole
+
+
+async def test_row_counts_name_every_table_but_the_bookkeeping(store: Store) -> None:
+    await commit(store, [decision("AUSDT", T0), decision("BUSDT", T0)])
+
+    counts = await store.row_counts()
+
+    others = {"signals", "predictions", "outbox", "gaps", "models", "deployments", "signal_outcomes", "modes"}
+    assert counts.keys() == TABLES.keys() | others
+    assert {name: n for name, n in counts.items() if n} == {"signals": 2, "predictions": 2, "outbox": 2}
+
+
+async def test_a_store_opened_again_has_what_was_stored(database: SqliteDatabase) -> None:
+    store = await database.open()
+    await commit(store, [decision("AUSDT", T0)])
+    await store.close()
+
+    again = await database.open()
+
+    assert await commit(again, [decision("AUSDT", T0)]) == []
+    assert await again.last_decided("champion") == {"AUSDT": T0}
+
+
+async def test_of_two_stores_that_decide_the_same_minutes_one_wins_each(database: SqliteDatabase) -> None:
+    stores = [await database.open(), await database.open()]
+    minutes = [[decision(f"S{n}USDT", T0 + minute * MINUTE) for n in range(10)] for minute in range(20)]
+
+    async def decide_all(store: Store, seed: int) -> list[Decision]:
+        order = random.Random(seed).sample(minutes, len(minutes))
+        return [one for batch in order for one in await commit(store, batch)]
+
+    won = await asyncio.gather(*(decide_all(store, seed) for seed, store in enumerate(stores)))
+
+    assert sorted(astuple(one)[1:4] for part in won for one in part) == sorted(
+        astuple(one)[1:4] for batch in minutes for one in batch
+    )
+    assert database.rows("SELECT symbol, count(*), max(seq) FROM signals GROUP BY symbol") == [
+        (f"S{n}USDT", 20, 20) for n in range(10)
+    ]
+    assert database.rows("SELECT count(*), count(DISTINCT symbol || close_time) FROM outbox") == [(200, 200)]
+
+
+WRITER = """
+import asyncio, sys
+sys.path[:0] = sys.argv[1:]
+from test_store import MINUTE, T0, candle, commit, decision, row
+
+async def main():
+    await store.open()
+    for minute in range(100_000):
+        await store.add_rows("candles_1m", [row(candle(f"S{n}USDT", minute * MINUTE)) for n in range(60)])
+        await commit(store, [decision(f"S{n}USDT", T0 + minute * MINUTE) for n in range(20)])
+        print(minute, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_writer_killed_at_any_instant_leaves_whole_transactions_and_all_it_was_told_of(
+    database: SqliteDatabase, seed: int
+) -> None:
+    writer = await start(database.open_in_a_process() + WRITER)
+    assert writer.stdout is not None
+    told = -1
+    for _ in range(5):
+        told = int(await writer.stdout.readline())
+    await asyncio.sleep(random.Random(seed).uniform(0, 0.05))
+    writer.send_signal(signal.SIGKILL)
+    told = max([told, *(int(line) for line in (await writer.stdout.read()).split())])
+    await writer.wait()
+
+    store = await database.open()
+    per_minute = database.rows("SELECT close_time, count(*) FROM signals GROUP BY close_time ORDER BY close_time")
+    assert per_minute == [(T0 + minute * MINUTE, 20) for minute in range(len(per_minute))]
+    assert len(per_minute) > told
+    for table in ("predictions", "outbox"):
+        assert database.rows(f"SELECT close_time, count(*) FROM {table} GROUP BY close_time") == per_minute
+    assert {n for (n,) in database.rows("SELECT count(*) FROM candles_1m GROUP BY open_time")} == {60}
+    after = [decision(f"S{n}USDT", T0 + len(per_minute) * MINUTE) for n in range(20)]
+    assert await commit(store, after) == after
+
+
+async def test_two_processes_open_a_new_database_and_write_at_once(database: SqliteDatabase) -> None:
+    writers = [await start(database.open_in_a_process() + WRITER) for _ in range(2)]
+    for writer in writers:
+        assert writer.stdout is not None
+        lines = [await writer.stdout.readline() for _ in range(10)]
+        assert lines == [b"%d\n" % minute for minute in range(10)]
+    for writer in writers:
+        writer.kill()
+        await writer.communicate()
+
+    per_minute = database.rows("SELECT close_time, count(*), min(seq), max(seq) FROM signals GROUP BY close_time")
+    assert per_minute == [(T0 + n * MINUTE, 20, n + 1, n + 1) for n in range(len(per_minute))]
+
+
+async def start(program: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-c", textwrap.dedent(program), *sys.path, stdout=asyncio.subprocess.PIPE
+    )
