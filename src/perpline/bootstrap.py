@@ -9,7 +9,6 @@ import structlog
 
 from perpline.bus.bus import Bus
 from perpline.bus.memory import MemoryBus
-from perpline.bus.redis import RedisBus
 from perpline.collector.buffer import Buffer
 from perpline.collector.gaps import ClosedCandles, GapLedger
 from perpline.collector.malformed import MalformedFile
@@ -57,7 +56,11 @@ def open_store(url: str, *, read_only: bool = False) -> Store:
 
 def open_bus(url: str) -> Bus:
     """The bus that a URL names, not yet opened."""
-    return MemoryBus() if url.startswith("memory://") else RedisBus(url)
+    if url.startswith("memory://"):
+        return MemoryBus()
+    from perpline.bus.redis import RedisBus  # imported when asked for: it costs a third of a second
+
+    return RedisBus(url)
 
 
 def make_rest(settings: Settings, clock: Clock) -> BinanceRest:

@@ -6,18 +6,18 @@ import signal
 import sys
 import textwrap
 from collections.abc import Sequence
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import pytest
-from conftest import SqliteDatabase
+from databases import SqliteDatabase
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import astuple, replace
 
 from perpline.domain.candle import Candle
 from perpline.domain.signal import Decision, Message, Prediction, Status, signal_id
-from perpline.storage.store import TABLES, Row, Store
+from perpline.storage.store import TABLES, Row, Store, candle_row
 
 MINUTE = 60_000
 T0 = 1_795_219_260_000
@@ -53,17 +53,15 @@ def candle(symbol: str, open_time: int, close: float = 1.75, interval: str = "1m
     )
 
 
-def row(value: Candle) -> Row:
-    return astuple(value)[1:]
-
-
-def decision(symbol: str, close_time: int, slot: str = "champion", status: Status = Status.FLAT) -> Decision:
+def decision(
+    symbol: str, close_time: int, slot: str = "champion", status: Status = Status.FLAT, side: int = 0
+) -> Decision:
     return Decision(
         signal_id=signal_id(slot, "model", symbol, close_time),
         slot=slot,
         symbol=symbol,
         close_time=close_time,
-        side=0,
+        side=side,
         status=status,
         p_raw=0.1,
         ref_mark="1.50",
@@ -156,7 +154,7 @@ async def test_any_order_of_repeated_batches_ends_in_the_same_newest_rows(
     rows = [(symbol, minute, *example_row(columns, updated)[2:]) for minute, updated in arrivals]
     bounds = [0, *sorted(cuts), len(rows)]
 
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         await store.add_rows("premium_index", rows[start:end])
         await store.add_rows("premium_index", rows[:end])
 
@@ -166,7 +164,7 @@ async def test_any_order_of_repeated_batches_ends_in_the_same_newest_rows(
 
 
 async def test_a_large_batch_is_stored_whole(store: Store) -> None:
-    rows = [row(candle(f"S{n % 7}USDT", n // 7 * MINUTE)) for n in range(1000)]
+    rows = [candle_row(candle(f"S{n % 7}USDT", n // 7 * MINUTE)) for n in range(1000)]
 
     assert await store.add_rows("candles_1m", rows) == 1000
     assert await store.add_rows("candles_1m", rows) == 0
@@ -178,7 +176,7 @@ async def test_an_empty_batch_is_nothing(store: Store) -> None:
 
 
 async def test_a_row_the_table_cannot_hold_is_a_bug_and_takes_its_batch_with_it(store: Store) -> None:
-    good, bad = row(candle("AUSDT", 0)), row(candle("BUSDT", 0, close=float("nan")))
+    good, bad = candle_row(candle("AUSDT", 0)), candle_row(candle("BUSDT", 0, close=float("nan")))
 
     with pytest.raises(ValueError, match="refused"):
         await store.add_rows("candles_1m", [good, bad])
@@ -209,7 +207,7 @@ def example_row(columns: Sequence[str], n: int) -> Row:
 
 async def test_candles_come_back_as_they_were_stored(store: Store) -> None:
     stored = [candle("AUSDT", 0), candle("AUSDT", MINUTE, synthetic=True)]
-    await store.add_rows("candles_1m", [row(one) for one in stored])
+    await store.add_rows("candles_1m", [candle_row(one) for one in stored])
 
     found = await store.candles("1m", "AUSDT", 0, T0)
 
@@ -220,8 +218,8 @@ async def test_candles_come_back_as_they_were_stored(store: Store) -> None:
 @pytest.mark.parametrize("interval", ["1m", "15m", "1h"])
 async def test_candles_of_a_span_are_those_that_opened_in_it_oldest_first(store: Store, interval: str) -> None:
     opened = [3, 1, 0, 2, 4]
-    await store.add_rows(f"candles_{interval}", [row(candle("AUSDT", n * MINUTE)) for n in opened])
-    await store.add_rows(f"candles_{interval}", [row(candle("BUSDT", 2 * MINUTE))])
+    await store.add_rows(f"candles_{interval}", [candle_row(candle("AUSDT", n * MINUTE)) for n in opened])
+    await store.add_rows(f"candles_{interval}", [candle_row(candle("BUSDT", 2 * MINUTE))])
 
     found = await store.candles(interval, "AUSDT", MINUTE, 4 * MINUTE)
 
@@ -230,8 +228,8 @@ async def test_candles_of_a_span_are_those_that_opened_in_it_oldest_first(store:
 
 
 async def test_the_last_candles_are_the_newest_oldest_first(store: Store) -> None:
-    await store.add_rows("candles_1m", [row(candle("AUSDT", n * MINUTE)) for n in range(5)])
-    await store.add_rows("candles_1m", [row(candle("BUSDT", 0))])
+    await store.add_rows("candles_1m", [candle_row(candle("AUSDT", n * MINUTE)) for n in range(5)])
+    await store.add_rows("candles_1m", [candle_row(candle("BUSDT", 0))])
 
     found = await store.last_candles("1m", ["AUSDT", "BUSDT", "CUSDT"], 3)
 
@@ -275,7 +273,7 @@ async def test_a_decision_that_is_already_there_stays_with_all_that_belongs_to_i
     new = await commit(store, [late, other])
 
     assert new == [other]
-    assert await store.decision_counts("champion", T0, T0) == {("AUSDT", T0): "skipped_missed", ("BUSDT", T0): "flat"}
+    assert await store.decision_rows("champion", T0, T0) == [("AUSDT", T0, "skipped_missed"), ("BUSDT", T0, "flat")]
     assert database.rows("SELECT symbol FROM predictions") == [("BUSDT",)]
     assert [one.symbol for one in await store.pending_messages(10)] == ["BUSDT"]
 
@@ -286,7 +284,7 @@ async def test_of_two_decisions_with_one_key_in_a_batch_the_first_is_stored(stor
     new = await store.commit_decisions([first, second], [], [], 1)
 
     assert new == [first]
-    assert await store.decision_counts("champion", T0, T0) == {("AUSDT", T0): "ok"}
+    assert await store.decision_rows("champion", T0, T0) == [("AUSDT", T0, "ok")]
 
 
 async def test_a_slot_decides_for_itself(store: Store) -> None:
@@ -352,12 +350,23 @@ async def test_the_last_decided_close_is_the_newest_not_the_one_stored_last(stor
     assert await store.last_decided("nobody") == {}
 
 
-async def test_decisions_of_a_span_include_both_ends(store: Store) -> None:
-    await commit(store, [decision("AUSDT", T0 + n * MINUTE) for n in range(5)])
+async def test_the_last_signals_are_the_newest_of_each_side_in_time(store: Store) -> None:
+    ok = [("AUSDT", 0, 1), ("AUSDT", 3, 1), ("AUSDT", 2, 1), ("AUSDT", 1, -1), ("BUSDT", 0, 1)]
+    await commit(store, [decision(symbol, T0 + n * MINUTE, status=Status.OK, side=side) for symbol, n, side in ok])
+    await commit(store, [decision("AUSDT", T0 + 9 * MINUTE), decision("CUSDT", T0 + 9 * MINUTE)])
 
-    found = await store.decision_counts("champion", T0 + MINUTE, T0 + 3 * MINUTE)
+    assert await store.last_signals("champion", T0 + MINUTE) == {
+        ("AUSDT", 1): T0 + 3 * MINUTE,
+        ("AUSDT", -1): T0 + MINUTE,
+    }
 
-    assert found == {("AUSDT", T0 + n * MINUTE): "flat" for n in (1, 2, 3)}
+
+async def test_decisions_of_a_span_include_both_ends_oldest_first(store: Store) -> None:
+    await commit(store, [decision("AUSDT", T0 + n * MINUTE) for n in (4, 2, 3, 1, 0)])
+
+    found = await store.decision_rows("champion", T0 + MINUTE, T0 + 3 * MINUTE)
+
+    assert found == [("AUSDT", T0 + n * MINUTE, "flat") for n in (1, 2, 3)]
 
 
 # Outbox
@@ -454,12 +463,12 @@ async def test_of_two_stores_that_decide_the_same_minutes_one_wins_each(database
 WRITER = """
 import asyncio, sys
 sys.path[:0] = sys.argv[1:]
-from test_store import MINUTE, T0, candle, commit, decision, row
+from test_store import MINUTE, T0, candle, candle_row, commit, decision
 
 async def main():
     await store.open()
     for minute in range(100_000):
-        await store.add_rows("candles_1m", [row(candle(f"S{n}USDT", minute * MINUTE)) for n in range(60)])
+        await store.add_rows("candles_1m", [candle_row(candle(f"S{n}USDT", minute * MINUTE)) for n in range(60)])
         await commit(store, [decision(f"S{n}USDT", T0 + minute * MINUTE) for n in range(20)])
         print(minute, flush=True)
 

@@ -1,6 +1,8 @@
 """The one program: `perpline`."""
 
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -32,26 +34,33 @@ def perpline(
 ) -> None: ...
 
 
-def _add_commands() -> None:
-    """Commands are imported here, after `main` has begun, so that an import that fails is told like any other error."""
-    from perpline.cli import config, demo, plan, record, replay, run, simulate, status
+COMMANDS = ("demo", "run", "status", "config", "plan", "replay", "record", "simulate")
+"""Each is a module of this folder with a function, or for a group of commands an `app`, of that name."""
 
-    app.command()(demo.demo)
-    app.command()(run.run)
-    app.command()(status.status)
-    app.command()(plan.plan)
-    app.command()(simulate.simulate)
-    app.command()(replay.replay)
-    app.command()(record.record)
-    app.add_typer(config.app, name="config")
+
+def add_commands(names: Sequence[str] = COMMANDS) -> None:
+    """Import and add these commands.
+
+    Only what is asked for is imported: a worker needs half a second of imports that `status` can do without.
+    """
+    known = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {group.name for group in app.registered_groups if isinstance(group.name, str)}
+    for name in names:
+        if name in known:
+            continue
+        module = import_module(f"perpline.cli.{name}")
+        if name == "config":
+            app.add_typer(module.app, name=name)
+        else:
+            app.command()(getattr(module, name))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Exit 0 on success, 1 on failure with one clear line on stderr, 2 on wrong usage."""
-    if not app.registered_commands:
-        _add_commands()
+    arguments = sys.argv[1:] if argv is None else argv
+    add_commands([arguments[0]] if arguments and arguments[0] in COMMANDS else COMMANDS)
     try:
-        app(args=argv, prog_name="perpline")
+        app(args=arguments, prog_name="perpline")
     except PerplineError as error:
         return _tell(error)
     except BaseExceptionGroup as group:

@@ -136,7 +136,8 @@ class RestPoller:
                 break
             await self._clock.sleep(wait_s)
             wait_s = min(wait_s * _RETRY_GROWTH, _LONGEST_RETRY_S)
-        state.unfinished += len(pending)
+        # The first round began somewhere in the middle of its time: what it did not manage says nothing.
+        state.unfinished += len(pending) if number else 0
 
     async def _ask_all(
         self, series: "_Series", state: SeriesState, symbols: list[str], boundary: int, step_ms: float, end: int

@@ -326,23 +326,28 @@ class Exchange:
     def funding(self, index: int, start_ms: int, end_ms: int, limit: int, latest: bool) -> list[dict[str, int | str]]:
         """Settled rates with start_ms <= time <= end_ms, in order: the first or the latest `limit` of them."""
         interval = self.instruments[index].funding_interval_hours
-        first = -(-max(start_ms, GENESIS_MS + DAY_MS) // (interval * HOUR_MS)) * interval
-        hours = list(range(first, end_ms // HOUR_MS + 1, interval))
-        hours = hours[-limit:] if latest else hours[:limit]
-        rows: list[dict[str, int | str]] = []
-        for hour in hours:
-            time_ms = hour * HOUR_MS + self.world.bits("funding time", index, hour) % 12
-            if start_ms <= time_ms <= end_ms:
-                rows.append(
-                    {
-                        "symbol": self.symbols[index],
-                        "fundingTime": time_ms,
-                        "fundingRate": f"{self.world.funding_rate(index, hour):.8f}",
-                        "markPrice": f"{self.world.mark_at_hour(index, hour):.8f}",
-                        "rateType": "Regular",
-                    }
-                )
-        return rows
+        # A rate is stamped a few milliseconds after its hour, so one hour before the start may still belong to it.
+        first = max(start_ms, GENESIS_MS + DAY_MS) // (interval * HOUR_MS) * interval
+        times = [
+            (hour, time_ms)
+            for hour in range(first, end_ms // HOUR_MS + 1, interval)
+            if start_ms <= (time_ms := hour * HOUR_MS + self._funding_stamp(index, hour)) <= end_ms
+        ]
+        times = times[-limit:] if latest else times[:limit]
+        return [
+            {
+                "symbol": self.symbols[index],
+                "fundingTime": time_ms,
+                "fundingRate": f"{self.world.funding_rate(index, hour):.8f}",
+                "markPrice": f"{self.world.mark_at_hour(index, hour):.8f}",
+                "rateType": "Regular",
+            }
+            for hour, time_ms in times
+        ]
+
+    def _funding_stamp(self, index: int, hour: int) -> int:
+        """How many milliseconds after the hour the settlement is stamped."""
+        return scatter(self.world.seed * 1_000_003 + index, hour) % 12
 
     def expected_funding(self, index: int, time_ms: int) -> tuple[float, int]:
         """(rate as it would be settled now, next funding time)."""

@@ -55,12 +55,12 @@ class SqliteStore:
     """
 
     def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
-        self._path = Path(path)
+        self.path = Path(path)
         self._read_only = read_only
-        self._write = _Lane(self._path, "writer")
-        self._read = _Lane(self._path, "reader")
-        self._checkpoint = _Lane(self._path, "checkpointer")
-        self._queries = _queries()
+        self._write = _Lane(self.path, "writer")
+        self._read = _Lane(self.path, "reader")
+        self._checkpoint = _Lane(self.path, "checkpointer")
+        self._queries = named_queries()
         self._bulk = asyncio.Lock()
         self._wal_pages = 0
         self._checkpointing: asyncio.Task[None] | None = None
@@ -186,25 +186,25 @@ class SqliteStore:
     def _connect_to_write(self) -> apsw.Connection:
         connection = self._connect(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
         if connection.execute("PRAGMA journal_mode=WAL").get != "wal":
-            raise NeedsPerson(f"{self._path}: this file system cannot hold a WAL database (a network drive?)")
+            raise NeedsPerson(f"{self.path}: this file system cannot hold a WAL database (a network drive?)")
         connection.execute("PRAGMA synchronous=NORMAL")
         # Every minute touches a page of each symbol's end of the (symbol, time) indexes; 64 MB hold them.
         connection.execute("PRAGMA cache_size=-65536")
-        migrate(connection, migrations(), str(self._path))
+        migrate(connection, migrations(), str(self.path))
         connection.set_wal_hook(self._note_wal_pages)  # instead of SQLite's own checkpoint within a commit
         return connection
 
     def _connect_to_read(self) -> apsw.Connection:
         connection = self._connect(apsw.SQLITE_OPEN_READONLY)
         if self._read_only:
-            migrate(connection, migrations(), str(self._path), read_only=True)
+            migrate(connection, migrations(), str(self.path), read_only=True)
         return connection
 
     def _connect_to_checkpoint(self) -> apsw.Connection:
         return self._connect(apsw.SQLITE_OPEN_READWRITE)
 
     def _connect(self, flags: int) -> apsw.Connection:
-        connection = apsw.Connection(str(self._path), flags=flags)
+        connection = apsw.Connection(str(self.path), flags=flags)
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         connection.execute(f"PRAGMA mmap_size={256 << 20}")
         return connection
@@ -399,7 +399,8 @@ def _fetch(connection: apsw.Connection, query: str, values: Row) -> list[Row]:
     return connection.execute(query, values).fetchall()
 
 
-def _queries() -> dict[str, str]:
+def named_queries() -> dict[str, str]:
+    """The statements of queries.sql by name."""
     text = (files("perpline.storage") / "sql" / "sqlite" / "queries.sql").read_text(encoding="utf-8")
     named = (part.partition("\n") for part in text.split("-- name: ")[1:])
     return {name.strip(): query for name, _, query in named}

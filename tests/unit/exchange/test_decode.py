@@ -3,7 +3,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perpline.common.errors import Malformed
@@ -167,6 +167,7 @@ def test_mutated_frames_are_malformed_or_still_messages() -> None:
     rng = random.Random(20261122)
     alphabet = b'{}[]",:0123456789.-+eE\\ntrufalsxk\x00\xff "'
     malformed = 0
+    watch = FieldWatch()
     for _ in range(6_000):
         frame = bytearray(rng.choice(list(PAYLOADS.values())))
         for _ in range(rng.randint(1, 4)):
@@ -188,6 +189,8 @@ def test_mutated_frames_are_malformed_or_still_messages() -> None:
             decode(bytes(frame), RECEIVED_US)
         except Malformed:
             malformed += 1
+        else:
+            watch.see(bytes(frame))
 
     assert 3_000 < malformed < 6_000
 
@@ -202,6 +205,7 @@ wire_names = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(wire_names, json_values | st.sampled_from(["bookTicker", "kline", "markPriceUpdate"]), max_size=8)
 )
@@ -214,6 +218,7 @@ def test_any_json_is_malformed_or_a_message(value: dict[str, object]) -> None:
         assert frame.kind
 
 
+@settings(deadline=None)
 @given(
     bid=st.floats(min_value=1e-9, max_value=1e12),
     quantity=st.floats(min_value=0, max_value=1e15),
@@ -235,6 +240,25 @@ def test_unknown_fields_are_counted_by_name_in_every_frame() -> None:
     watch.see(json.dumps({"stream": "x", "node": 3, "data": [{**MARK, "xy": 1}, {**MARK, "xy": 2}]}).encode())
 
     assert watch.counts == {"markPriceUpdate.xy": 7, "kline.k.zz": 1, "kline.w": 1, "envelope.node": 1}
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"stream": "x", "data": 5}, {"stream": "x", "data": [5, {"e": []}]}, {"stream": 1, "data": {"e": "kline"}}],
+)
+def test_a_sound_message_with_the_fields_of_an_envelope_does_no_harm(extra: dict[str, object]) -> None:
+    frame = json.dumps({**MARK, **extra}).encode()
+
+    assert decode(frame, RECEIVED_US).kind == "markPrice"
+    FieldWatch().see(frame)
+
+
+def test_bad_text_in_a_field_that_nobody_reads_is_counted() -> None:
+    frame = json.dumps({**BOOK, "ps": "@"}).encode().replace(b"@", b"\xff")
+    watch = FieldWatch()
+
+    assert isinstance(decode(frame, RECEIVED_US).content, BookTicker)
+    assert watch.see(frame) == ("invalid UTF-8",)
 
 
 def test_a_known_field_that_was_renamed_is_noticed() -> None:

@@ -1,7 +1,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perpline.common.clock import ManualClock
@@ -172,6 +172,7 @@ def test_the_minutes_kept_are_bounded() -> None:
     assert ledger.requests_total == 500
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 40), st.floats(0, 90)), max_size=40), st.integers(50, 200))
 def test_no_minute_ever_holds_more_than_the_budget(requests: list[tuple[int, float]], limit: int) -> None:
     async def scenario() -> None:

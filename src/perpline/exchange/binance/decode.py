@@ -336,15 +336,22 @@ def _beginning(data: bytes | memoryview) -> str:
 
 def _unknown_fields(data: bytes | memoryview) -> Iterator[str]:
     """Every unknown field of a frame, an array's fields once for each row that has them."""
-    frame = msgspec.json.decode(data)
+    try:
+        frame = msgspec.json.decode(data)
+    except UnicodeDecodeError:
+        # The typed decoder skips unread strings without looking into them.
+        yield "invalid UTF-8"
+        return
     payload = frame
     if isinstance(frame, dict) and "stream" in frame and "data" in frame:
         yield from (f"envelope.{name}" for name in frame.keys() - KNOWN_FIELDS["envelope"])
         payload = frame["data"]
     for message in payload if isinstance(payload, list) else [payload]:
-        event_type = message.get("e")
-        if event_type not in KNOWN_FIELDS:
+        # A sound bare message may have fields of these names of its own, with anything in them.
+        event_type = message.get("e") if isinstance(message, dict) else None
+        if not isinstance(event_type, str) or event_type not in EVENT_TYPES:
             continue
         yield from (f"{event_type}.{name}" for name in message.keys() - KNOWN_FIELDS[event_type])
-        if event_type == "kline":
-            yield from (f"kline.k.{name}" for name in message["k"].keys() - KNOWN_FIELDS["kline.k"])
+        body = message.get("k")
+        if event_type == "kline" and isinstance(body, dict):
+            yield from (f"kline.k.{name}" for name in body.keys() - KNOWN_FIELDS["kline.k"])

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from perpline.domain.candle import MINUTE_MS
-from perpline.domain.market import BookTicker
+from perpline.domain.market import BookTicker, Side, SlippageEstimate, slippage_estimate
 
 BookMinuteRow = tuple[Any, ...]
 """symbol, minute, bid, bid_qty, ask, ask_qty, spread_bps, imbalance, order_flow_imbalance, updates, receive_lag_ms,
@@ -101,6 +101,11 @@ class BookTickerHandler:
             minute.stood(known, book.updated_at - known.updated_at)
         minute.changed(known, book)
         self.latest[symbol] = book
+
+    def slippage(self, symbol: str, side: Side, quantity: float) -> SlippageEstimate | None:
+        """What a market order would probably fill at, by the newest best bid and ask; None before the first."""
+        book = self.latest.get(symbol)
+        return None if book is None else slippage_estimate(book, side, quantity)
 
     def flush(self) -> None:
         """Add the rows of the minutes in progress."""

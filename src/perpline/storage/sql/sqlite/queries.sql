@@ -26,6 +26,11 @@ WITH RECURSIVE known (symbol) AS (
 SELECT symbol, (SELECT max(close_time) FROM signals WHERE slot = ?1 AND symbol = known.symbol)
 FROM known WHERE symbol IS NOT NULL;
 
+-- name: last_signals
+-- The + keeps the planner from walking the whole slot in the order of symbols.
+SELECT symbol, side, max(close_time) FROM signals
+WHERE slot = ?1 AND close_time >= ?2 AND status = 'ok' GROUP BY +symbol, side;
+
 -- name: decision_rows
 SELECT symbol, close_time, status FROM signals WHERE slot = ?1 AND close_time BETWEEN ?2 AND ?3
 ORDER BY close_time, symbol;
@@ -58,7 +63,3 @@ FROM gaps WHERE repaired_at IS NULL OR NOT ?1 ORDER BY id;
 -- name: tables
 SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%' AND name <> 'schema_migrations'
 ORDER BY name;
-
--- name: last_signals
-SELECT symbol, side, max(close_time) FROM signals
-WHERE slot = ?1 AND close_time >= ?2 AND status = 'ok' GROUP BY symbol, side;
