@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 
 import structlog
@@ -16,7 +17,7 @@ from perpline.collector.recorder import FrameWriter
 from perpline.collector.rest_poller import RestPoller
 from perpline.common.clock import Clock, SystemClock
 from perpline.common.config import Settings
-from perpline.common.errors import NeedsPerson, Unavailable
+from perpline.common.errors import Malformed, NeedsPerson, Refused, Unavailable
 from perpline.domain.candle import INTERVAL_MS, MINUTE_MS, Candle, KlineUpdate, last_boundary
 from perpline.domain.instrument import Instrument
 from perpline.domain.market import BookTicker, MarkPrice
@@ -39,6 +40,9 @@ from perpline.websocket.stream_router import StreamRouter
 from perpline.websocket.subscriptions import STREAM_TYPES, plan_connections
 
 log = structlog.get_logger("perpline.bootstrap")
+
+FUTURE_TOLERANCE_MS = 5 * MINUTE_MS
+"""Stored candles may be so far ahead of the exchange's clock as we measured it: far more than any error of ours."""
 
 CACHED_CANDLES = 96
 """15m and 1h candles loaded for each symbol at the first start: a day and four days."""
@@ -205,7 +209,8 @@ def make_parts(
         while candles[0].interval == "1m":
             await buffer.flush()
             window = (await store.last_candles("1m", [symbol], LiveFeatures.lookback_min))[symbol]
-            if window[-1].open_time == features.last_open(symbol):
+            newest = features.last_open(symbol)
+            if newest is None or window[-1].open_time >= newest:
                 features.rebuild(window)
                 break
 
@@ -349,7 +354,8 @@ async def load_windows(parts: Parts) -> None:
     """Recovery: windows from the store, and the remainder asked of REST through the one door for closed candles.
 
     What is missing before the windows (a long downtime) becomes a row in `gaps`, for `train` and `backfill` or, with
-    gap_repair = "live", to be fetched now.
+    gap_repair = "live", to be fetched now. A minute that was stored and not decided, with time left to decide it, is
+    due. Raises NeedsPerson where the store holds candles of the future.
     """
     now = parts.clock.exchange_now_ms()
     parts.ledger.known(
@@ -363,6 +369,11 @@ async def load_windows(parts: Parts) -> None:
         for symbol in parts.symbols:
             candles = [candle for candle in stored[symbol] if candle.open_time >= start]
             last = stored[symbol][-1].open_time if stored[symbol] else None
+            if last is not None and last + length > now + FUTURE_TOLERANCE_MS:
+                raise NeedsPerson(
+                    f"the database holds {symbol} candles of {utc_text(last)}, but at the exchange it is "
+                    f"{utc_text(now)}: it was filled from another market or at another speed; use another database"
+                )
             if last is not None and last + length < start:
                 if parts.settings.gap_repair == "live":
                     start_of_symbol = last + length
@@ -379,16 +390,23 @@ async def load_windows(parts: Parts) -> None:
                 if interval == "1m":
                     parts.features.add(candle)
                 next_open += length
+            if interval == "1m" and next_open > start_of_symbol:
+                parts.engine.on_1m_candle_close(symbol, next_open)
             parts.closed.expect(symbol, interval, next_open)
             if next_open < boundary:
                 parts.closed.heal(symbol, interval, boundary)
+
+
+def utc_text(time_ms: int) -> str:
+    """2026-11-23 04:53 UTC."""
+    return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 async def measure_offset(clock: Clock, rest: MarketRest) -> None:
     """Set the clock's offset from the exchange's answers; keeps the old one while the exchange does not answer."""
     try:
         offset_ms = await rest.measure_offset_ms()
-    except Unavailable as error:
+    except (Unavailable, Malformed, Refused) as error:
         log.warning("clock_offset_not_measured", reason=str(error), action="clock")
         return
     if abs(offset_ms - clock.offset_ms) > 250 * clock.speed:

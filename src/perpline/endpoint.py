@@ -63,18 +63,28 @@ class Endpoint:
         try:
             await site.start()
         except OSError as error:
-            await self._runner.cleanup()
+            await self._give_up()
             raise NeedsPerson(
                 f"the status port {self.port} is taken: is another worker running? "
                 f"choose another with --status-port or status_port ({error.strerror or error})"
             ) from None
         self.port = self._runner.addresses[0][1]
-        self._write_token()
+        try:
+            self._write_token()
+        except NeedsPerson:
+            await self._give_up()
+            raise
 
     async def close(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
             token_file(self._data_dir, self.port).unlink(missing_ok=True)
+
+    async def _give_up(self) -> None:
+        """Listen no more, and leave the token file alone: it may be that of the worker that has the port."""
+        assert self._runner is not None
+        await self._runner.cleanup()
+        self._runner = None
 
     def _write_token(self) -> None:
         path = token_file(self._data_dir, self.port)
@@ -95,7 +105,7 @@ class Endpoint:
     ) -> web.StreamResponse:
         if request.path != "/healthz":
             sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not secrets.compare_digest(sent.encode(), self._token.encode()):
+            if not secrets.compare_digest(sent.encode(errors="surrogateescape"), self._token.encode()):
                 return web.json_response({"error": "a token is wanted: Authorization: Bearer …"}, status=401)
         return await handler(request)
 

@@ -105,9 +105,9 @@ class Worker:
 
     async def run(self, stop: asyncio.Event) -> dict[str, Any]:
         parts = self.parts
-        await self.endpoint.open()
-        log.info("worker_started", symbols=len(parts.symbols), port=self.endpoint.port, action="start")
         try:
+            await self.endpoint.open()
+            log.info("worker_started", symbols=len(parts.symbols), port=self.endpoint.port, action="start")
             await parts.engine.recover(parts.symbols)
             await load_windows(parts)
             async with asyncio.TaskGroup() as group:
@@ -132,9 +132,11 @@ class Worker:
                     task.cancel()
             return self.status()
         finally:
-            await self._flush()
-            await self.endpoint.close()
-            log.info("worker_stopped", action="stop")
+            try:
+                await self._flush()
+            finally:
+                await self.endpoint.close()
+                log.info("worker_stopped", action="stop")
 
     async def _finish_minute(self) -> None:
         """Let the closes of the minute that just ended arrive and be decided, if it takes no longer than a moment."""
@@ -143,6 +145,7 @@ class Worker:
             await self._clock.sleep_wall(0.01)
 
     async def _flush(self) -> None:
+        """Write everything. Raises Unavailable where that is not possible in time, so that nobody thinks it was."""
         parts = self.parts
         parts.flush_minutes()
         if self.recorder is not None:
@@ -154,12 +157,9 @@ class Worker:
                 await parts.buffer.flush()
                 await parts.ledger.flush()
         except (TimeoutError, Unavailable) as error:
-            log.error(
-                "not_everything_written",
-                reason=str(error) or "the database did not take it in time",
-                waiting=parts.buffer.statistics(),
-                action="stop",
-            )
+            reason = str(error) or "the database did not take it in time"
+            log.error("not_everything_written", reason=reason, waiting=parts.buffer.statistics(), action="stop")
+            raise Unavailable(f"stopped before everything was written: {reason}") from error
 
     async def _every_second(self) -> None:
         while True:

@@ -3,6 +3,7 @@
 from hashlib import sha1
 from urllib.parse import urlsplit
 
+import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -19,30 +20,28 @@ SCRIPT_MESSAGES = 50
 TIMEOUT_S = 5.0
 
 PUBLISH_SCRIPT = """
--- KEYS: stream and hash of each signal. ARGV: entries to keep, then for each message: its channel (empty: expired, not
--- to be announced), its payload, the count of its entry's arguments (0: not a signal), T, and those arguments.
+-- KEYS: stream and hash of each signal. ARGV: entries to keep, and the messages as msgpack (one argument, since each
+-- costs the client a microsecond): for each its channel (empty: expired, not to be announced), payload, T, and its
+-- entry's fields and values (none: not a signal).
 -- Stops at the first error, so that no signal can overtake an older one of its stream, which would then be refused.
-local key, at = 1, 2
-while at <= #ARGV do
-    local channel, payload, count, t = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3]
-    local first, last = at + 4, at + 3 + count
+local key = 1
+for _, message in ipairs(cmsgpack.unpack(ARGV[2])) do
+    local channel, payload, t, entry = unpack(message)
     local announce = channel ~= ''
-    if count > 0 then
+    if #entry > 0 then
         local stream, hash = KEYS[key], KEYS[key + 1]
         key = key + 2
-        local added = redis.pcall('XADD', stream, 'MAXLEN', '~', ARGV[1], t .. '-0', unpack(ARGV, first, last))
+        local added = redis.pcall('XADD', stream, 'MAXLEN', '~', ARGV[1], t .. '-0', unpack(entry))
         if type(added) == 'table' and added.err then
             if not string.find(added.err, 'equal or smaller', 1, true) then return added end
             announce = false -- the top id is this one or a newer: it was here before
         end
-        local newest = tonumber(redis.call('HGET', hash, 'T') or '-1')
-        if newest < tonumber(t) then
+        if tonumber(redis.call('HGET', hash, 'T') or '-1') < tonumber(t) then
             redis.call('DEL', hash)
-            redis.call('HSET', hash, unpack(ARGV, first, last))
+            redis.call('HSET', hash, unpack(entry))
         end
     end
     if announce then redis.call('PUBLISH', channel, payload) end
-    at = last + 1
 end
 return redis.status_reply('OK')
 """
@@ -74,6 +73,7 @@ class RedisBus:
                 socket_connect_timeout=TIMEOUT_S,
                 # Trying again is the publisher's, which waits between tries and says what happens.
                 retry=Retry(NoBackoff(), 0),
+                protocol=2,  # what every server speaks
             )
         except ValueError as error:
             raise NeedsPerson(f"{self._where}: the address cannot be read: write redis://host:6379/0") from error
@@ -93,14 +93,15 @@ class RedisBus:
 
     async def _publish_some(self, messages: list[Message], now_ms: int) -> None:
         keys: list[str] = []
-        args: list[str | int] = [MAX_ENTRIES]
+        packed: list[tuple[str, str, str, list[str]]] = []
         for message in messages:
             entry: list[str] = []
             if message.kind == "signal":
                 keys += [stream_name(message.slot, message.symbol), last_name(message.slot, message.symbol)]
                 entry = [part for field in entry_fields(message).items() for part in field]
             channel = channel_name(message) if now_ms <= message.valid_until else ""
-            args += [channel, message.payload, len(entry), message.close_time, *entry]
+            packed.append((channel, message.payload, str(message.close_time), entry))
+        args: tuple[int, bytes] = (MAX_ENTRIES, msgspec.msgpack.encode(packed))
         if self._client is None:
             raise Unavailable(f"{self._where}: not connected")
         try:

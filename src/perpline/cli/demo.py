@@ -24,7 +24,7 @@ from rich.text import Text
 
 from perpline.bootstrap import open_store
 from perpline.cli.options import JsonOption, RedisOption, print_json, run_loop, stderr
-from perpline.cli.status import fetch_status, summary_line, symbols_table
+from perpline.cli.status import fetch_status, summary_lines, symbols_table
 from perpline.common.errors import NeedsPerson
 from perpline.domain.candle import MINUTE_MS, last_boundary
 from perpline.domain.signal import Status
@@ -214,7 +214,7 @@ async def _watch(
                     if live is None:
                         stderr.print(f"worker ready after {facts['ready_after_s']} s")
                 if live is not None:
-                    live.update(screen(facts, speed, Console().height))
+                    live.update(screen(facts, speed, live.console.width, live.console.height))
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.5 if live is None or speed < 5 else 0.25):
                     await stop.wait()
@@ -232,26 +232,22 @@ async def _status_or_none(session: aiohttp.ClientSession, folder: Path, port: in
         return None  # not listening yet, or busy; the next look is soon
 
 
-def screen(facts: dict[str, Any], speed: float, height: int) -> Group:
-    """The live view: header, one row a symbol, footer."""
+def screen(facts: dict[str, Any], speed: float, width: int, height: int) -> Group:
+    """The live view, no taller than `height`: header, one row a symbol, footer."""
     seconds = facts["now"] // 1000 % 86_400
     clock = f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-    connections = "  ".join(
-        f"[{'green' if each['live'] else 'red'}]●[/] {each['name']} {each['streams']}" for each in facts["connections"]
+    ready = "[green]ready[/]" if facts["ready"] else "[yellow]starting[/]"
+    note = Text("Ctrl-C ends it. ", "dim")
+    note.append(f"A simulated market, with a planted edge of {EDGE_BP:g} bp a minute: no word about real profit.")
+    lines = [*summary_lines(facts), note]
+    for line in lines:  # a line that wrapped would push the last symbols off the screen
+        line.no_wrap, line.overflow = True, "ellipsis"
+    header = Panel(
+        Group(*lines[:-1]), title=f"[bold]perpline demo[/]  {clock} UTC  ×{speed:g}  {ready}", title_align="left"
     )
-    head = Text.from_markup(
-        f"[bold]perpline demo[/]  {clock} UTC ×{speed:g}   {connections}   "
-        + ("[green]ready[/]" if facts["ready"] else "[yellow]starting[/]")
-    )
-    note = Text.from_markup(
-        f"[dim]A simulated market with a small planted edge of {EDGE_BP:g} bp a minute: nothing here says anything "
-        "about real profit. Ctrl-C ends it.[/]"
-    )
-    return Group(
-        Panel(Group(head, Text.from_markup(summary_line(facts))), border_style="blue"),
-        symbols_table(facts, max(3, height - 8)),
-        note,
-    )
+    rows = height - len(lines) - 4  # two borders, the heads, and a line for the cursor
+    symbols = len(facts["symbols"])
+    return Group(header, symbols_table(facts, max(1, rows if symbols <= rows else rows - 1), width), note)
 
 
 async def _last_words(worker: asyncio.subprocess.Process, log: Path) -> dict[str, Any]:

@@ -80,7 +80,7 @@ async def _replay(parts: Parts, files: list[Path], file_format: FileFormat, stop
     first_us: int | None = None
     last_us: int | None = None
 
-    def unreadable_line(number: int, reason: str) -> None:
+    def unreadable_line(number: int, line: bytes) -> None:
         nonlocal unreadable
         unreadable += 1
 
@@ -93,7 +93,7 @@ async def _replay(parts: Parts, files: list[Path], file_format: FileFormat, stop
     with Progress(*columns, console=stderr, transient=True, disable=not sys.stderr.isatty()) as progress:
         for path in files:
             task = progress.add_task(path.name, total=None, frames=0)
-            for received_us, data in read_frames(path, file_format.value):
+            for received_us, data in read_frames(path, file_format.value, unreadable_line):
                 clock.set_us(received_us)
                 first_us = received_us if first_us is None else min(first_us, received_us)
                 last_us = received_us if last_us is None else max(last_us, received_us)
@@ -107,6 +107,8 @@ async def _replay(parts: Parts, files: list[Path], file_format: FileFormat, stop
                     if stop.is_set():
                         break
             progress.update(task, frames=frames, total=1, completed=1)
+            if stop.is_set():
+                break
     parts.flush_minutes()
     await parts.engine.drain()
     await parts.publisher.flush()

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import math
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +12,12 @@ import aiohttp
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from perpline.cli.options import ConfigOption, JsonOption, print_json
 from perpline.common.config import load_settings
 from perpline.common.errors import NeedsPerson
+from perpline.domain.candle import MINUTE_MS
 from perpline.endpoint import token_file
 
 
@@ -58,66 +62,127 @@ def status(
     if as_json:
         print_json(facts)
         return
-    console = Console()
-    console.print(symbols_table(facts))
-    console.print(f"[bold]{'ready' if facts['ready'] else 'not ready'}[/]   " + summary_line(facts))
+    console = Console(highlight=False)
+    console.print(symbols_table(facts, width=console.width), "")
+    console.print(
+        "ready" if facts["ready"] else "not ready yet", style="bold green" if facts["ready"] else "bold yellow"
+    )
+    for line in summary_lines(facts):
+        console.print(line)
     for connection in facts["connections"]:
-        colour = "green" if connection["live"] else "red"
-        silent = f", silent: {', '.join(connection['silent'])}" if connection["silent"] else ""
-        console.print(f"[{colour}]{connection['name']}[/]  {connection['streams']} streams{silent}")
+        if not connection["live"]:
+            console.print(
+                f"{connection['name']} is not connected: {connection['last_error']}", style="red", markup=False
+            )
+        elif connection["silent"]:
+            silent = ", ".join(connection["silent"])
+            console.print(f"{connection['name']} hears nothing of {silent}", style="red", markup=False)
 
 
 STREAM_HEADS = {"kline_1m": "1m", "kline_15m": "15m", "kline_1h": "1h", "markPrice@1s": "mark", "bookTicker": "book"}
 
-STATUS_STYLES = {"ok": "bold green", "flat": "dim", "cooldown": "yellow", "skipped_warmup": "cyan"}
+EVERY_STREAM_WIDTH = 106
+"""From this width on each stream's age has a column; below it only the oldest of a symbol is shown, and its name."""
+EVERY_COLUMN_WIDTH = 72
+"""Below this width spread, funding and the time of the close are left out."""
+
+STATUS_STYLES = {"flat": "dim", "cooldown": "cyan", "skipped_warmup": "yellow"}
+"""How a decision without a side is shown; every other one is red. Red and yellow are for trouble alone, so a short
+signal is magenta."""
 
 
-def symbols_table(facts: dict[str, Any], limit: int | None = None) -> Table:
-    """Symbol, price, spread, funding, last candle, last decision, age of each stream."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("symbol", style="bold")
-    for head in ("price", "spread bp", "funding %", "candle", "decision", "p"):
-        table.add_column(head, justify="left" if head == "decision" else "right", no_wrap=True)
-    for head in STREAM_HEADS.values():
-        table.add_column(head, justify="right", no_wrap=True)
+def symbols_table(facts: dict[str, Any], limit: int | None = None, width: int = 120) -> Table:
+    """A row a symbol: price, spread, funding, last close, last decision or why none, age of each stream.
+
+    With more symbols than `limit`, the last row says what became of the others. A narrow terminal gets fewer columns.
+    """
+    wide, narrow = width >= EVERY_STREAM_WIDTH, width < EVERY_COLUMN_WIDTH
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1), collapse_padding=True, expand=True)
+    table.add_column("symbol", style="bold", no_wrap=True, min_width=8)
+    table.add_column("price", justify="right", no_wrap=True, min_width=10)
+    if not narrow:
+        for head, least in (("spread bp", 9), ("funding %", 9), ("closed", 6)):
+            table.add_column(head, justify="right", no_wrap=True, min_width=least)
+    table.add_column("decision", no_wrap=True, overflow="ellipsis", ratio=1, min_width=8)
+    for head in ["age: 1m", *list(STREAM_HEADS.values())[1:]] if wide else ["oldest"]:
+        table.add_column(head, justify="right", no_wrap=True, min_width=5 if wide else 9)
     entries = list(facts["symbols"].items())
     for symbol, entry in entries[:limit]:
-        decision = entry["last_decision"]
-        shown, p = "", ""
-        if decision is not None:
-            style = STATUS_STYLES.get(decision["status"], "red")
-            word = {1: "▲ long", -1: "▼ short"}.get(decision["side"], decision["status"])
-            reason = f" {decision['detail']}" if decision["detail"] and not decision["side"] else ""
-            shown = f"[{style}]{word}[/][dim]{reason[:38]}[/]"
-            p = "" if decision["p"] is None else f"{decision['p']:.3f}"
-        candle = entry["last_candle"]
-        table.add_row(
-            symbol,
-            _number(entry["price"]),
-            "" if entry["spread_bps"] is None else f"{entry['spread_bps']:.2f}",
-            "" if entry["funding_rate"] is None else f"{entry['funding_rate'] * 100:+.4f}",
-            "" if candle is None else clock_text(candle["open_time"]),
-            shown,
-            p,
-            *(_age(entry["ages_s"][kind]) for kind in STREAM_HEADS),
-        )
+        cells = [symbol, _number(entry["price"])]
+        if not narrow:
+            candle = entry["last_candle"]
+            cells += [
+                "" if entry["spread_bps"] is None else f"{entry['spread_bps']:.2f}",
+                "" if entry["funding_rate"] is None else f"{entry['funding_rate'] * 100:+.4f}",
+                "" if candle is None else clock_text(candle["open_time"] + MINUTE_MS),
+            ]
+        ages = entry["ages_s"]
+        table.add_row(*cells, _decision(entry), *(map(_age, ages.values()) if wide else [_oldest(ages)]))
     if limit is not None and len(entries) > limit:
-        table.add_row(f"[dim]… {len(entries) - limit} more[/]")
+        others = Counter(_word(entry["last_decision"]) for _, entry in entries[limit:])
+        said = ", ".join(f"{count} {word}" for word, count in others.most_common())
+        blanks = [""] * (1 if narrow else 4)
+        table.add_row(Text(f"… {len(entries) - limit} more", "dim"), *blanks, Text(said, "dim"))
     return table
 
 
-def summary_line(facts: dict[str, Any]) -> str:
-    """Decisions, latency, messages and REST weight in one line."""
-    decided = sum(count for status, count in facts["decisions"]["by_status"].items() if status != "skipped_missed")
+def _decision(entry: dict[str, Any]) -> Text:
+    """What was decided last and why; with its time where a newer candle has closed since."""
+    decision, candle = entry["last_decision"], entry["last_candle"]
+    if decision is None:
+        return Text(_word(decision), "dim")
+    if decision["side"]:
+        text = Text(_word(decision), "bold green" if decision["side"] > 0 else "bold magenta")
+        text.append(f" p {decision['p']:.3f}", "not bold")
+    else:
+        text = Text(_word(decision), STATUS_STYLES.get(decision["status"], "red"))
+        text.append(f": {decision['detail']}", "dim")
+    if candle is not None and decision["close_time"] < candle["open_time"] + MINUTE_MS:
+        text.append(f" at {clock_text(decision['close_time'])}", "yellow")
+    return text
+
+
+def _word(decision: dict[str, Any] | None) -> str:
+    if decision is None:
+        return "none yet"
+    return {1: "▲ long", -1: "▼ short"}.get(decision["side"], str(decision["status"]))
+
+
+def _oldest(ages: dict[str, float | None]) -> Text:
+    kind, age = max(ages.items(), key=lambda each: math.inf if each[1] is None else each[1])
+    return Text.assemble((f"{STREAM_HEADS[kind]} ", "dim"), _age(age))
+
+
+def _age(seconds: float | None) -> Text:
+    if seconds is None:
+        return Text("none", "red")
+    style = "dim" if seconds < 5 else "yellow" if seconds < 30 else "red"
+    return Text(f"{seconds:.1f}s" if seconds < 100 else f"{seconds:.0f}s", style)
+
+
+def summary_lines(facts: dict[str, Any]) -> list[Text]:
+    """What a worker hears, decides and asks for, in three lines."""
+    connections, messages, rest = facts["connections"], facts["messages"], facts["rest"]
+    heard = Text()
+    for connection in connections:
+        heard.append("●", "green" if connection["live"] else "red")
+    streams = sum(connection["streams"] for connection in connections)
+    silent = sum(connection["silent_count"] for connection in connections)
+    heard.append(f" {streams} streams on {len(connections)} connections, ")
+    heard.append(f"{silent} silent", "red" if silent else "")
+    heard.append(f"   {messages['rates'].get('total', 0):,.0f} messages/s   ")
+    heard.append(f"{messages['malformed']} malformed", "red" if messages["malformed"] else "")
+    counts = Counter(facts["decisions"]["by_status"])
+    decided = Text(f"{counts.total() - counts['skipped_missed']} decisions: ")
+    decided.append(", ".join(f"{count} {status}" for status, count in counts.most_common()) or "none yet")
+    asked = Text()
     latency = facts["decisions"]["close_to_signal_ms"]
-    p50 = latency.get("p50")
-    return (
-        f"{decided} decisions  "
-        + (f"close→signal p50 {p50:.1f} ms p99 {latency['p99']:.1f} ms  " if p50 is not None else "")
-        + f"{facts['messages']['rates'].get('total', 0):.0f} msg/s  "
-        + f"weight {facts['rest']['weight_used']}/{facts['rest']['weight_limit']}  "
-        + f"malformed {facts['messages']['malformed']}  gaps {facts['candles']['gaps_noted']}"
-    )
+    if latency["p50"] is not None:
+        asked.append(f"closing frame to published: p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms   ")
+    gaps = facts["candles"]["gaps_noted"]
+    asked.append(f"{gaps} gaps", "red" if gaps else "")
+    asked.append(f"   REST weight {rest['weight_used']} of {rest['weight_limit']}")
+    return [heard, decided, asked]
 
 
 def clock_text(time_ms: int) -> str:
@@ -130,10 +195,3 @@ def _number(price: float | None) -> str:
     if price is None:
         return ""
     return f"{price:,.2f}" if price >= 100 else f"{price:.6g}"
-
-
-def _age(seconds: float | None) -> str:
-    if seconds is None:
-        return "[red]never[/]"
-    style = "green" if seconds < 5 else "yellow" if seconds < 30 else "red"
-    return f"[{style}]{seconds:.1f}s[/]" if seconds < 100 else f"[{style}]{seconds:.0f}s[/]"

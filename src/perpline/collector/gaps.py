@@ -415,7 +415,7 @@ class ClosedCandles:
             end = min(hole[1], start + 1498 * length)
             try:
                 rows = await self._fetch(symbol, interval, start, end + 2 * length)
-            except (Unavailable, Refused) as error:
+            except (Unavailable, Malformed, Refused) as error:
                 log.info("gap_stays_open", symbol=symbol, interval=interval, reason=str(error), action="repair")
                 return False
             candles += [closed_candle(row) for row in rows if row.closed and start <= row.open_time < end]
@@ -424,8 +424,12 @@ class ClosedCandles:
         missing = (hole[1] - hole[0]) // length - len(candles)
         if missing and not caught_up:
             return False
-        if candles:
-            await self._repaired(candles)
+        try:
+            if candles:
+                await self._repaired(candles)
+        except Unavailable as error:
+            log.info("gap_stays_open", symbol=symbol, interval=interval, reason=str(error), action="repair")
+            return False
         self._ledger.closed(symbol, f"candles_{interval}", hole[0], hole[1], "absent" if missing else "rest")
         return True
 

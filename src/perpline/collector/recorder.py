@@ -296,7 +296,7 @@ def _read_jsonl() -> Callable[[bytes], tuple[int, bytes] | None]:
             frame = msgspec.json.decode(raw, type=str).encode() if raw.startswith(b'"') else raw
         except KeyError as error:
             raise Malformed("no field `raw`") from error
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Malformed(f"not a JSON object with a frame in `raw`: {error}") from error
         last_us = _captured_us(members) or _event_us(frame) or last_us
         return last_us, frame

@@ -60,7 +60,9 @@ class Settings(BaseModel):
     network: Annotated[Literal["mainnet", "testnet", "custom"], BeforeValidator(_lower)] = "mainnet"
     """Sets both URLs below; `custom` (the simulated exchange, a proxy) wants both given."""
     binance_futures_ws_url: str
+    """Base URL of the streams, without a route; by default the network's."""
     binance_futures_rest_url: str
+    """Base URL of REST; by default the network's."""
 
     symbols: str | tuple[str, ...] = "top:30"
     """A list, or "top:N": the N TRADING USDT perpetuals with the largest quote volume of 24 hours."""
@@ -68,6 +70,7 @@ class Settings(BaseModel):
     """Never followed, also when within the top N."""
 
     max_streams_per_connection: int = Field(200, ge=1, le=1024)
+    """Above it a route gets one connection more. The exchange's own limit is 1024."""
     first_data_deadline_s: Seconds = 10.0
     """A stream that delivered nothing so long after its subscription is named in a warning and subscribed again."""
     silence_limit_s: Seconds = 15.0
@@ -88,25 +91,33 @@ class Settings(BaseModel):
     data_dir: Path
     """Where the database and the malformed frames go by default: $XDG_DATA_HOME/perpline."""
     database_url: SecretStr
+    """Where the tables are: sqlite:///relative.db or sqlite:////absolute.db; by default perpline.db in data_dir."""
     redis_url: SecretStr = SecretStr("memory://")
     """The bus: memory:// (inside the process) or redis://…"""
     buffer_batch_rows: int = Field(500, ge=1, le=100_000)
+    """A table's rows are written as soon as so many wait."""
     buffer_max_age_s: Seconds = 5.0
+    """Rows are written at the latest at the first look (every 5 s) after they have waited so long."""
     buffer_max_rows: int = Field(100_000, ge=1, le=10_000_000)
     """Rows a table may have waiting while the database is away; beyond it the oldest are dropped, and said to be."""
 
     record: OptionalPath = None
     """Raw frames are also written here (zstd, rotated): at most record_files files of record_file_mb each."""
     record_file_mb: Megabytes = 100
+    """A recording goes on in the next file once one is so large, compressed."""
     record_files: int = Field(20, ge=1, le=100_000)
+    """Of more files than this the oldest is deleted."""
     malformed_file: OptionalPath
     """Frames that could not be decoded are kept here, until it has malformed_file_mb. "none" keeps none."""
     malformed_file_mb: Megabytes = 16
+    """What comes when the file is full is only counted."""
 
     slot: str = Field("champion", pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")
+    """Whose decisions these are: part of the key of `signals` and of every name on the bus."""
     status_port: int = Field(9720, ge=0, le=65_535)
     """Loopback port of the worker's endpoint; 0 takes a free one."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
+    """The least level that is logged, to stderr."""
     log_format: Annotated[Literal["auto", "console", "json"], BeforeValidator(_lower)] = "auto"
     """`auto`: console on a terminal, JSON lines elsewhere."""
     clock_speed: float = Field(1.0, gt=0, le=1000)

@@ -4,7 +4,16 @@ from typing import Protocol
 
 from perpline.domain.candle import KlineUpdate
 from perpline.domain.instrument import Instrument
-from perpline.domain.market import FundingRate, LongShortRatio, MarkPrice, OpenInterest, PriceCandle, PriceSeries, Ratio
+from perpline.domain.market import (
+    BookTicker,
+    FundingRate,
+    LongShortRatio,
+    MarkPrice,
+    OpenInterest,
+    PriceCandle,
+    PriceSeries,
+    Ratio,
+)
 
 
 class MarketRest(Protocol):
@@ -33,6 +42,9 @@ class MarketRest(Protocol):
 
     async def mark_prices(self) -> list[MarkPrice]:
         """Mark and index price and funding of every symbol."""
+
+    async def book_tickers(self) -> list[BookTicker]:
+        """Best bid and ask of every symbol that has both."""
 
     async def price_candles(
         self, series: PriceSeries, symbol: str, *, start: int | None = None, end: int | None = None, limit: int = 500

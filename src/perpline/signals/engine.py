@@ -113,7 +113,9 @@ class SignalEngine:
         for symbol in symbols:
             self._last[symbol] = decided.get(symbol, last_boundary(now))
         since = last_boundary(now) - 2 * MINUTE_MS
-        for _, close_time, status in await self._store.decision_rows(self._slot, since, now):
+        for symbol, close_time, status in await self._store.decision_rows(self._slot, since, now):
+            if symbol not in self._last:
+                continue
             counts = self._rows_of_minute.setdefault(close_time, {})
             counts[Status(status)] = counts.get(Status(status), 0) + 1
         self._sweep(now)
@@ -142,13 +144,17 @@ class SignalEngine:
         last = self._last.get(symbol)
         if last is None or close_time <= last:
             return  # not expected, or a minute that has its row: recovery fills windows through here as well
+        if (overtaken := self._due.pop(symbol, None)) is not None:
+            # It waited for a store that is away, and the features are a minute further now.
+            self._missed.append((symbol, overtaken))
         self._missed += [(symbol, t) for t in range(last + MINUTE_MS, close_time, MINUTE_MS)]
         self._last[symbol] = close_time
         if self._clock.exchange_now_ms() > close_time + self._within_ms:
             self._missed.append((symbol, close_time))
         else:
             candle = self._market.last_candle(symbol)
-            self._received_us[symbol] = candle.received_us if candle is not None else self._clock.now_us()
+            # A candle that was stored before a restart does not know its microsecond.
+            self._received_us[symbol] = (candle.received_us if candle is not None else 0) or self._clock.now_us()
             self._due[symbol] = close_time
         self._wake.set()
 
@@ -159,15 +165,29 @@ class SignalEngine:
             tasks.create_task(self._watch_minutes(), name="missed minutes")
 
     async def drain(self) -> None:
-        """Decide everything that is due now."""
+        """Decide everything that is due now.
+
+        Older minutes first: `recover` begins after a symbol's newest row, so no row may overtake an earlier one.
+        """
         while self._due or self._missed:
-            if self._due:
-                due, self._due = self._due, {}
-                for close_time in sorted(set(due.values())):
-                    await self.run_inference([s for s, t in due.items() if t == close_time], close_time)
+            if self._due and not (self._missed and self._missed[0][1] < min(self._due.values())):
+                close_time = min(self._due.values())
+                symbols = [symbol for symbol, t in self._due.items() if t == close_time]
+                for symbol in symbols:
+                    del self._due[symbol]
+                try:
+                    await self.run_inference(symbols, close_time)
+                except asyncio.CancelledError:
+                    # Stored or not: what is decided again at the end loses against the row that is there.
+                    self._put_back(symbols, close_time)
+                    raise
             else:
                 missed, self._missed = self._missed[:MISSED_AT_ONCE], self._missed[MISSED_AT_ONCE:]
-                await self._write_missed(missed)
+                try:
+                    await self._write_missed(missed)
+                except asyncio.CancelledError:
+                    self._missed = missed + self._missed
+                    raise
 
     def on_published(self, messages: Sequence[Message]) -> None:
         """Told by the publisher; ends the clock of the batches these messages complete."""
@@ -182,6 +202,13 @@ class SignalEngine:
                 self.close_to_signal_ms.add((now_us - batch.last_received_us) / 1000 / speed)
                 from_close_ms = now_us / 1000 + self._clock.offset_ms - batch.close_time
                 self.market_close_to_signal_ms.add(from_close_ms / speed)
+
+    def _put_back(self, symbols: Sequence[str], close_time: int) -> None:
+        for symbol in symbols:
+            if self._last.get(symbol) == close_time:
+                self._due[symbol] = close_time
+            else:
+                self._missed.append((symbol, close_time))
 
     async def _decide_due(self) -> None:
         while True:
@@ -205,6 +232,8 @@ class SignalEngine:
                 self._last[symbol] = over
         for t in [t for t in self._rows_of_minute if t < over - 10 * MINUTE_MS]:
             del self._rows_of_minute[t]
+        for key in [key for key in self._unpublished if key[1] < over - REMEMBERED_MS]:
+            del self._unpublished[key]  # published by another process on the same store
         if self._missed:
             self._wake.set()
 
@@ -269,7 +298,10 @@ class SignalEngine:
 
     def _predict(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], str]:
         try:
-            return self._model.predict(vectors), ""
+            probabilities = np.asarray(self._model.predict(vectors), np.float64)
+            if probabilities.shape != (len(vectors), 2):
+                raise ValueError(f"it answered {probabilities.shape} numbers for {len(vectors)} symbols")
+            return probabilities, ""
         except Exception as error:
             # The edge to the model, which may be anybody's: whatever it does wrong, the minute gets its row and reason.
             log.exception("model_failed", model=self._model.model_id, action="decide")

@@ -90,7 +90,7 @@ class Exchange:
         self.instruments: list[Instrument] = world.instruments
         self.symbols: tuple[str, ...] = tuple(instrument.symbol for instrument in world.instruments)
         self.index_of: dict[str, int] = {symbol: index for index, symbol in enumerate(self.symbols)}
-        self._funding: dict[tuple[int, int], float] = {}
+        self._expected: dict[int, list[tuple[float, int]]] = {}
 
     # ---- candles
 
@@ -283,7 +283,9 @@ class Exchange:
     def depth(
         self, index: int, levels: int, time_ms: int, detail: HourDetail | None = None
     ) -> tuple[Book, list[tuple[int, int]], list[tuple[int, int]]]:
-        """(book, bids, asks): price and quantity of each level, best first. A level keeps its size for some seconds."""
+        """(book, bids, asks): price and quantity of each level, best first. A level keeps its size for some seconds.
+
+        The diff stream tells of the nearest 60 levels a side; deeper ones change unannounced."""
         own = self.instruments[index]
         book = self.book(index, time_ms, detail)
         sides = []
@@ -312,7 +314,7 @@ class Exchange:
         part = (within - node * 5) / 5
         mark = detail.mark[node] + (detail.mark[node + 1] - detail.mark[node]) * part
         spot = detail.index[node] + (detail.index[node + 1] - detail.index[node]) * part
-        rate, settles_ms = self.expected_funding(index, time_ms)
+        rate, settles_ms = self.expected_funding(hour)[index]
         return Mark(
             mark=float(mark),
             average=float(detail.mark[max(0, node - 5) : node + 1].sum() / (node + 1 - max(0, node - 5))),
@@ -334,32 +336,43 @@ class Exchange:
             if start_ms <= (time_ms := hour * HOUR_MS + self._funding_stamp(index, hour)) <= end_ms
         ]
         times = times[-limit:] if latest else times[:limit]
+        if not times:
+            return []
+        marks = self.world.marks_at_hours(index, np.array([hour for hour, _ in times]))
+        rates = [self.world.funding_rates(np.array([index]), hour, interval, interval)[0] for hour, _ in times]
         return [
             {
                 "symbol": self.symbols[index],
                 "fundingTime": time_ms,
-                "fundingRate": f"{self.world.funding_rate(index, hour):.8f}",
-                "markPrice": f"{self.world.mark_at_hour(index, hour):.8f}",
+                "fundingRate": f"{rate:.8f}",
+                "markPrice": f"{mark:.8f}",
                 "rateType": "Regular",
             }
-            for hour, time_ms in times
+            for (_, time_ms), mark, rate in zip(times, marks.tolist(), rates, strict=True)
         ]
 
     def _funding_stamp(self, index: int, hour: int) -> int:
         """How many milliseconds after the hour the settlement is stamped."""
         return scatter(self.world.seed * 1_000_003 + index, hour) % 12
 
-    def expected_funding(self, index: int, time_ms: int) -> tuple[float, int]:
-        """(rate as it would be settled now, next funding time)."""
-        hour = time_ms // HOUR_MS
-        interval = self.instruments[index].funding_interval_hours
-        settles = (hour // interval + 1) * interval
-        rate = self._funding.get((index, hour))
-        if rate is None:
-            if len(self._funding) > 4 * len(self.symbols):
-                self._funding.clear()
-            rate = self._funding[index, hour] = self.world.funding_rate(index, settles, (hour + 1) * HOUR_MS)
-        return rate, settles * HOUR_MS
+    def expected_funding(self, hour: int) -> list[tuple[float, int]]:
+        """Of each contract, during this hour: the rate as it would be settled now, and the next funding time."""
+        expected = self._expected.get(hour)
+        if expected is None:
+            by_interval: dict[int, list[int]] = {}
+            for own in self.instruments:
+                by_interval.setdefault(own.funding_interval_hours, []).append(own.index)
+            found: dict[int, tuple[float, int]] = {}
+            for interval, indices in by_interval.items():
+                settles = (hour // interval + 1) * interval
+                known = hour + 1 - (settles - interval)
+                rates = self.world.funding_rates(np.array(indices), settles, interval, known)
+                found.update(zip(indices, ((rate, settles * HOUR_MS) for rate in rates.tolist()), strict=True))
+            expected = [found[index] for index in range(len(self.instruments))]
+            # Kept for the hour that runs, the one before and the one that is prepared.
+            self._expected = {each: self._expected[each] for each in sorted(self._expected)[-2:]}
+            self._expected[hour] = expected
+        return expected
 
     # ---- /futures/data
 
@@ -377,45 +390,69 @@ class Exchange:
         first = -(-first // length) * length
         ends = range(first, last + 1, length)
         ends = ends[:limit] if start_ms is not None else ends[-limit:]
-        return [self._period_row(series, index, length, end) for end in ends]
+        if not ends:
+            return []
+        if series == "openInterestHist":
+            return self._open_interest_rows(index, length, ends)
+        if series == "takerlongshortRatio":
+            return self._taker_rows(index, length, ends)
+        return self._ratio_rows(index, _RATIOS[series], ends)
 
     def publication_ms(self, series: str, index: int, end_ms: int) -> int:
         """When the row of the period that ends at `end_ms` becomes visible."""
         return end_ms + 10_000 + self.world.bits(f"publication {series}", index, end_ms // MINUTE_MS) % 50_000
 
-    def _period_row(self, series: str, index: int, length: int, end_ms: int) -> dict[str, int | str]:
+    def _open_interest_rows(self, index: int, length: int, ends: range) -> list[dict[str, int | str]]:
         own = self.instruments[index]
-        if series == "openInterestHist":
-            units = self.world.open_interest(index, end_ms)
-            value = units / 10**own.quantity_decimals * self.mark(index, end_ms).mark
-            return {
+        units = self.world.open_interest(index, np.array(ends)).tolist()
+        if length % HOUR_MS == 0:
+            marks = self.world.marks_at_hours(index, np.array(ends) // HOUR_MS)
+        else:
+            first, last = ends[0] // MINUTE_MS, ends[-1] // MINUTE_MS
+            marks = self.world.mark_minutes(index, first, last - first + 1)[:: length // MINUTE_MS, 0, 0]
+        return [
+            {
                 "symbol": own.symbol,
-                "sumOpenInterest": decimal_text(units * 10 ** (8 - own.quantity_decimals), 8),
-                "sumOpenInterestValue": f"{value:.8f}",
+                "sumOpenInterest": decimal_text(count * 10 ** (8 - own.quantity_decimals), 8),
+                "sumOpenInterestValue": f"{count / 10**own.quantity_decimals * mark:.8f}",
                 "CMCCirculatingSupply": "0.00000000",
                 "timestamp": end_ms,
             }
-        if series == "takerlongshortRatio":
-            rows = self.world.minutes(index, (end_ms - length) // MINUTE_MS, length // MINUTE_MS)
-            bought = int(rows[:, BUY_VOLUME].sum())
-            sold = int(rows[:, VOLUME].sum()) - bought
-            pad = 10 ** (4 - own.quantity_decimals)
-            return {
-                "buySellRatio": f"{bought / sold if sold else 0.0:.4f}",
-                "sellVol": decimal_text(sold * pad, 4),
-                "buyVol": decimal_text(bought * pad, 4),
+            for end_ms, count, mark in zip(ends, units, marks.tolist(), strict=True)
+        ]
+
+    def _taker_rows(self, index: int, length: int, ends: range) -> list[dict[str, int | str]]:
+        minutes = length // MINUTE_MS
+        rows = self.world.minutes(index, ends[0] // MINUTE_MS - minutes, len(ends) * minutes)
+        bought = rows[:, BUY_VOLUME].reshape(-1, minutes).sum(axis=1).tolist()
+        traded = rows[:, VOLUME].reshape(-1, minutes).sum(axis=1).tolist()
+        pad = 10 ** (4 - self.instruments[index].quantity_decimals)
+        return [
+            {
+                "buySellRatio": f"{buys / (volume - buys) if volume > buys else 0.0:.4f}",
+                "sellVol": decimal_text((volume - buys) * pad, 4),
+                "buyVol": decimal_text(buys * pad, 4),
                 "timestamp": end_ms,
             }
-        ratio = _RATIOS[series]
-        long = round(self.world.long_share(index, ratio, end_ms), 4)
-        short = round(1.0 - long, 4)
-        return {
-            "symbol": own.symbol,
-            "longAccount": f"{long:.4f}",
-            "longShortRatio": f"{long / short:.4f}",
-            "shortAccount": f"{short:.4f}",
-            "timestamp": end_ms,
-        }
+            for end_ms, buys, volume in zip(ends, bought, traded, strict=True)
+        ]
+
+    def _ratio_rows(self, index: int, ratio: str, ends: range) -> list[dict[str, int | str]]:
+        shares = self.world.long_shares(index, ratio, np.array(ends)).tolist()
+        rows: list[dict[str, int | str]] = []
+        for end_ms, share in zip(ends, shares, strict=True):
+            long = round(share, 4)
+            short = round(1.0 - long, 4)
+            rows.append(
+                {
+                    "symbol": self.symbols[index],
+                    "longAccount": f"{long:.4f}",
+                    "longShortRatio": f"{long / short:.4f}",
+                    "shortAccount": f"{short:.4f}",
+                    "timestamp": end_ms,
+                }
+            )
+        return rows
 
 
 PERIOD_SERIES: Final = (

@@ -7,12 +7,13 @@ interval), so a history with faults can be repeated; what concerns single frames
 import difflib
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Where = Literal["all", "public", "market", "private", "unrouted"]
 Seconds = Annotated[float, Meta(ge=0.0, le=1e7)]
 
 
@@ -22,10 +23,10 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
     seed: int = 0
     disconnect_every_s: Seconds = 0.0
     """Cut connections every so many seconds of market time (0: never)."""
-    disconnect_route: str = "all"
-    """Which connections that cuts: all, public, market, private or unrouted."""
-    hang_up: str = ""
-    """Accept the handshake on this route (or all) and close at once."""
+    disconnect_route: Where = "all"
+    """Which connections that cuts."""
+    hang_up: Where | Literal["none"] = "none"
+    """Accept the handshake on this route and close at once."""
     ack_and_nothing: str = ""
     """Stream names matching this pattern (btcusdt@*) are acknowledged and stay silent."""
     late_close_share: Share = 0.0
@@ -62,6 +63,15 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
 
 
 FAULT_NAMES = tuple(field.name for field in msgspec.structs.fields(Faults))
+
+
+def where(text: object) -> Where:
+    """A route or "all". Raises ValueError."""
+    try:
+        route: Where = msgspec.convert(text, Where)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"not a route: {text!r}; one of {', '.join(get_args(Where))}") from error
+    return route
 
 
 def changed(faults: Faults, changes: dict[str, Any]) -> None:

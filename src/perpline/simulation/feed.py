@@ -348,16 +348,17 @@ class Feed:
             return
         second = at_ms // 1000
         values = self._hours[at_ms // HOUR_MS].marks(second)
+        funding = self._exchange.expected_funding(at_ms // HOUR_MS)
         for index, streams in wanted.items():
             due = [stream for stream in streams if at_ms % stream.period_ms == 0]
             if not due:
                 continue
             if index != ALL_SYMBOLS:
-                payload = self._mark(index, values, at_ms).encode()
+                payload = self._mark(index, values, funding[index], at_ms).encode()
                 for stream in due:
                     self._streams.publish(stream, payload)
                 continue
-            rows = [self._mark(each, values, at_ms) for each in range(len(self._exchange.symbols))]
+            rows = [self._mark(each, values, funding[each], at_ms) for each in range(len(self._exchange.symbols))]
             # Some contracts come in a message of their own, and one row of the other market (st 2) among them.
             split = max(1, len(rows) * 3 // 4)
             foreign = rows[0].replace('USDT"', 'USD_PERP"').replace('"st":1', '"st":2')
@@ -365,13 +366,11 @@ class Feed:
                 self._streams.publish(stream, f"[{','.join(rows[:split])}]".encode())
                 self._streams.publish(stream, f"[{','.join([*rows[split:], foreign])}]".encode())
 
-    def _mark(self, index: int, values: list[list[float]], at_ms: int) -> str:
-        exchange = self._exchange
-        rate, settles_ms = exchange.expected_funding(index, at_ms)
+    def _mark(self, index: int, values: list[list[float]], funding: tuple[float, int], at_ms: int) -> str:
         return (
-            f'{{"e":"markPriceUpdate","E":{at_ms},"s":"{exchange.symbols[index]}","p":"{values[0][index]:.8f}",'
+            f'{{"e":"markPriceUpdate","E":{at_ms},"s":"{self._exchange.symbols[index]}","p":"{values[0][index]:.8f}",'
             f'"ap":"{values[1][index]:.8f}","P":"{values[3][index]:.8f}","i":"{values[2][index]:.8f}",'
-            f'"r":"{rate:.8f}","T":{settles_ms},"st":1}}'
+            f'"r":"{funding[0]:.8f}","T":{funding[1]},"st":1}}'
         )
 
     # ---- book

@@ -99,11 +99,15 @@ class World:
 
     def minutes(self, index: int, first_minute: int, count: int) -> Ints:
         """Candle rows (count, 11) of the minutes first_minute.. (counted since 1970), future or not."""
+        if count == 0:
+            return np.empty((0, 11), np.int64)
         first_hour, last_hour = first_minute // 60, (first_minute + count - 1) // 60
-        with self._lock:
-            hours = self._hours_of_minutes(index, first_hour, last_hour)
+        hours: list[Ints] = []
+        for start, end in _pieces(first_hour, last_hour):
+            with self._lock:
+                hours += self._hours_of_minutes(index, start, end)
         offset = first_minute - first_hour * 60
-        rows: Ints = np.concatenate(hours)[offset : offset + count] if count > 0 else np.empty((0, 11), np.int64)
+        rows: Ints = np.concatenate(hours)[offset : offset + count]
         return rows
 
     def mark_minutes(self, index: int, first_minute: int, count: int) -> Floats:
@@ -111,8 +115,10 @@ class World:
 
         Mark and index are sampled once a second (60 a minute), the premium index every five seconds (12)."""
         first_hour, last_hour = first_minute // 60, (first_minute + count - 1) // 60
-        with self._lock:
-            hours = self._hours_of_marks(index, first_hour, last_hour)
+        hours: list[Floats] = []
+        for start, end in _pieces(first_hour, last_hour):
+            with self._lock:
+                hours += self._hours_of_marks(index, start, end)
         offset = first_minute - first_hour * 60
         rows: Floats = np.concatenate(hours)[offset : offset + count]
         return rows
@@ -135,30 +141,36 @@ class World:
             found = [self._details.get((index, hour)) for index in indices]
         return [detail for detail in found if detail is not None]
 
-    def mark_at_hour(self, index: int, hour: int) -> float:
-        """The mark price at the instant an hour begins, without computing the hour."""
+    def marks_at_hours(self, index: int, hours: Ints) -> Floats:
+        """The mark price at the instants these hours begin, without computing the hours. `hours` rises."""
+        first, last = int(hours[0]), int(hours[-1])
+        at = hours - first
+        own = np.array([index])
         with self._lock:
-            ledger, at = self._ledger(hour)
-            start = float(ledger.log_price[index, at]) + float(self._drift([index], hour, 1)[1][0, 0])
-            slow = float(self._slow_premium(np.array([index]), np.array([hour]))[0, 0])
-            fast = float(self._fast_premium(np.array([index]), hour, 1)[0, 0, 0])
-        mid = float(np.exp(np.array([start]))[0])
-        return mid * (1.0 - slow - fast) * (1.0 + slow + 0.7 * fast)
+            start = self._anchors([index], first, last - first + 1)[0][0, at]
+            if self.edge_bp != 0.0:
+                drifts = [self._drift([index], a, b - a + 1)[1][0] for a, b in _pieces(first, last)]
+                start = start + np.concatenate(drifts)[at]
+        slow = self._slow_premium(own, hours)[0]
+        fast = self._fast_premium(own, (hours * _NODES)[None, :])[0]
+        marks: Floats = np.exp(start) * (1.0 - (slow + fast)) * (1.0 + slow + 0.7 * fast)
+        return marks
 
-    def funding_rate(self, index: int, settles_at_hour: int, until_ms: int | None = None) -> float:
-        """The rate settled at that hour, or its estimate at `until_ms`: mean premium plus clamped interest."""
-        interval = self.instruments[index].funding_interval_hours
-        first = settles_at_hour - interval
-        whole = interval if until_ms is None else max(1, min(interval, -(-until_ms // HOUR_MS) - first))
-        premium = float(self._slow_premium(np.array([index]), np.arange(first, first + whole + 1))[0].mean())
-        interest = 0.0001
-        rate = premium + min(0.0005, max(-0.0005, interest - premium))
-        return round(min(0.02, max(-0.02, rate * interval / 8)), 8)
+    def funding_rates(self, indices: Ints, settles_at_hour: int, interval_hours: int, known_hours: int) -> Floats:
+        """The rate of each contract for the interval that ends at that hour: mean premium plus clamped interest.
 
-    def open_interest(self, index: int, time_ms: int) -> int:
+        `known_hours` below `interval_hours` gives the estimate after that many hours of the interval."""
+        first = settles_at_hour - interval_hours
+        level = self._slow_premium(indices, np.arange(first, first + known_hours + 1))
+        premium = np.cumsum(level, axis=1)[:, -1] / (known_hours + 1)
+        rate = premium + np.clip(0.0001 - premium, -0.0005, 0.0005)
+        clipped: Floats = np.clip(rate * interval_hours / 8, -0.02, 0.02)
+        return clipped
+
+    def open_interest(self, index: int, times_ms: Ints) -> Ints:
         """Open interest in quantity units: slow noise around a level, higher while more is traded."""
-        noise, own = self._noise, np.array([index])
-        seconds = np.array([time_ms // 1000])
+        noise, own = self._noise, np.array([[index]])
+        seconds = times_ms[None, :] // 1000
         level = (
             0.18 * noise.smooth("oi week", own, seconds, 604_800)
             + 0.08 * noise.smooth("oi day", own, seconds, 86_400)
@@ -166,26 +178,30 @@ class World:
             + 0.008 * noise.smooth("oi minutes", own, seconds, 300)
             + 0.10 * noise.smooth("activity", own, seconds, 12 * 3_600)
         )
-        return max(1, round(self.instruments[index].open_interest_units * float(np.exp(level)[0])))
+        units = np.rint(self.instruments[index].open_interest_units * np.exp(level[0]))
+        counted: Ints = np.maximum(1, units.astype(np.int64))
+        return counted
 
-    def long_share(self, index: int, ratio: str, time_ms: int) -> float:
+    def long_shares(self, index: int, ratio: str, times_ms: Ints) -> Floats:
         """Share of long accounts or positions, 0.2 to 0.8. `ratio`: global_account, top_account or top_position.
 
-        Accounts lean against the last day's move, top positions with it."""
-        noise, own = self._noise, np.array([index])
-        seconds = np.array([time_ms // 1000])
-        hour = time_ms // HOUR_MS
+        Accounts lean against the last day's move, top positions with it. `times_ms` rises."""
+        noise, own = self._noise, np.array([[index]])
+        seconds = times_ms[None, :] // 1000
+        hour = times_ms // HOUR_MS
+        first = int(hour[0]) - 24
         with self._lock:
-            now, before = self._ledger(hour), self._ledger(hour - 24)
-        move = float(now[0].log_price[index, now[1]] - before[0].log_price[index, before[1]])
+            level = self._anchors([index], first, int(hour[-1]) - first + 1)[0][0]
+        move = level[hour - first] - level[hour - first - 24]
         share = (
             0.54
-            + 0.06 * float(noise.smooth(f"{ratio} day", own, seconds, 86_400)[0])
-            + 0.03 * float(noise.smooth(f"{ratio} hours", own, seconds, 14_400)[0])
-            + 0.01 * float(noise.smooth(f"{ratio} minutes", own, seconds, 600)[0])
+            + 0.06 * noise.smooth(f"{ratio} day", own, seconds, 86_400)[0]
+            + 0.03 * noise.smooth(f"{ratio} hours", own, seconds, 14_400)[0]
+            + 0.01 * noise.smooth(f"{ratio} minutes", own, seconds, 600)[0]
             + (0.4 if ratio == "top_position" else -0.8) * move
         )
-        return min(0.8, max(0.2, share))
+        clipped: Floats = np.clip(share, 0.2, 0.8)
+        return clipped
 
     def bits(self, purpose: str, index: int, at: int) -> int:
         """64 random bits for (purpose, contract, at): delays, quantities in the book, publication times."""
@@ -472,7 +488,8 @@ class World:
         level = self._slow_premium(symbols, np.arange(first_hour, first_hour + hours + 1))
         part = np.arange(_NODES + 1) / _NODES
         slow = level[:, :-1, None] + (level[:, 1:, None] - level[:, :-1, None]) * part
-        fast = self._fast_premium(symbols, first_hour, hours)
+        nodes = np.arange(first_hour, first_hour + hours)[:, None] * _NODES + np.arange(_NODES + 1)
+        fast = self._fast_premium(symbols, nodes.reshape(1, -1)).reshape(slow.shape)
         premium = slow + fast
         index = mid * (1.0 - premium)
         return index * (1.0 + slow + 0.7 * fast), index, premium
@@ -488,13 +505,13 @@ class World:
         )
         return premium
 
-    def _fast_premium(self, symbols: Ints, first_hour: int, hours: int) -> Floats:
-        node = (np.arange(first_hour, first_hour + hours)[:, None] * _NODES + np.arange(_NODES + 1)).reshape(1, -1)
-        fast = 1e-4 * (
-            1.0 * self._noise.smooth("premium 5m", symbols[:, None], node, 5 * GRID)
-            + 0.15 * self._noise.normal("premium 5s", symbols[:, None], node)
+    def _fast_premium(self, symbols: Ints, nodes: Ints) -> Floats:
+        """What funding averages out, at five-second nodes counted since 1970: (contracts, nodes)."""
+        fast: Floats = 1e-4 * (
+            1.0 * self._noise.smooth("premium 5m", symbols[:, None], nodes, 5 * GRID)
+            + 0.15 * self._noise.normal("premium 5s", symbols[:, None], nodes)
         )
-        return fast.reshape(len(symbols), hours, _NODES + 1)
+        return fast
 
     # ---- the ledger of hours
 
@@ -723,6 +740,11 @@ class _Kept(Generic[_Value]):
             else:
                 runs.append((hour, 1))
         return runs
+
+
+def _pieces(first_hour: int, last_hour: int) -> list[tuple[int, int]]:
+    """Runs of hours, first and last, short enough for what is kept of any series to hold one whole."""
+    return [(at, min(last_hour, at + 999)) for at in range(first_hour, last_hour + 1, 1000)]
 
 
 def _mix(z: Bits) -> None:

@@ -1,6 +1,6 @@
 """The REST side without sockets: a path, its parameters and who asks, in; status, headers and body, out.
 
-Limits, defaults, weights and error bodies as in binance.md 3. Minutes and bans run in market time.
+Limits, defaults, weights and error bodies as in binance.md 3. Minutes, bans and Retry-After run in market time.
 """
 
 from collections import deque
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
 from perpline.simulation.exchange import (
     DAY_MS,
@@ -236,7 +237,7 @@ class Rest:
         own = self._exchange.instruments[index]
         # Refreshed every few seconds, as on the real exchange: the time is when it was counted.
         at = now_ms // 5_000 * 5_000 - self._exchange.world.bits("oi time", index, now_ms // 5_000) % 2_000
-        units = self._exchange.world.open_interest(index, at)
+        units = int(self._exchange.world.open_interest(index, np.array([at]))[0])
         return {"symbol": own.symbol, "openInterest": decimal_text(units, own.quantity_decimals), "time": at}
 
     # ---- the past

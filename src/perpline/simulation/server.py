@@ -24,8 +24,8 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from perpline.common.clock import Clock, SystemClock
 from perpline.simulation.control import MOST_STREAMS, Control
-from perpline.simulation.exchange import INTERVALS, Candle, Exchange, KlineRow, open_of
-from perpline.simulation.faults import Faults, changed
+from perpline.simulation.exchange import DAY_MS, INTERVAL_MS, INTERVALS, Candle, Exchange, KlineRow, open_of
+from perpline.simulation.faults import Faults, Where, changed, where
 from perpline.simulation.feed import Feed, Hour
 from perpline.simulation.market import HOUR_MS, MINUTE_MS, World
 from perpline.simulation.rest import Rest
@@ -37,6 +37,8 @@ _Result = TypeVar("_Result")
 TICK_WALL_S: Final = 0.02
 """How often the feed is advanced. At speed 60 this is 1.2 s of market time."""
 CONTROL_PER_S: Final = 10
+MOST_CANDLES: Final = 100_000
+"""In one answer of /sim/candles."""
 
 
 class SimulatedExchange:
@@ -65,6 +67,7 @@ class SimulatedExchange:
         `cut_hours` is market time, `ping_s` and `pong_timeout_s` are wall time."""
         self.clock: Clock = clock or SystemClock(speed)
         self.seed = seed
+        # Change its fields; another object put in its place would not be seen.
         self.faults = faults if faults is not None else Faults()
         self.stats = Stats()
         self.exchange = Exchange(World(seed, symbols, edge_bp))
@@ -103,7 +106,7 @@ class SimulatedExchange:
         now_ms = self.clock.now_ms()
         return self.exchange.closed_candles(self.exchange.index_of[symbol], interval, from_open_ms, to_open_ms, now_ms)
 
-    def disconnect(self, route: str = "all") -> int:
+    def disconnect(self, route: Where = "all") -> int:
         """Cut the connections of this route (or all) without a word; how many there were."""
         cut = [connection for connection in self._connections if route in ("all", connection.route)]
         for connection in cut:
@@ -212,6 +215,7 @@ class SimulatedExchange:
         return await asyncio.get_running_loop().run_in_executor(self._worker, partial(function, *arguments))
 
     def _compute_hour(self, hour: int) -> Hour:
+        self.exchange.expected_funding(hour)
         return Hour(self.exchange.world.details(range(len(self.symbols)), hour))
 
     def _minutes_since(self, start_ms: int, now_ms: int) -> list[Any]:
@@ -260,6 +264,8 @@ class SimulatedExchange:
             return _json({"error": "from and to are open times in milliseconds"}, 400)
         if index is None or interval not in INTERVALS:
             return _json({"error": "unknown symbol or interval"}, 400)
+        if (to_ms - from_ms) // INTERVAL_MS.get(interval, DAY_MS) > MOST_CANDLES:
+            return _json({"error": f"more than {MOST_CANDLES} candles"}, 400)
         now_ms = self.clock.now_ms()
         return _json(await self._off_loop(self.exchange.closed_candles, index, interval, from_ms, to_ms, now_ms))
 
@@ -268,14 +274,14 @@ class SimulatedExchange:
         if request.method == "POST":
             try:
                 changes = msgspec.json.decode(await request.read(), type=dict[str, Any])
-                route = changes.pop("disconnect", None)
+                route = where(changes.pop("disconnect")) if "disconnect" in changes else None
                 if changes.pop("clear", False):
                     changes = {**msgspec.structs.asdict(Faults()), **changes}
                 changed(self.faults, changes)
             except (ValueError, msgspec.MsgspecError) as error:
                 return _json({"error": str(error)}, 400)
             if route is not None:
-                self.disconnect(str(route))
+                self.disconnect(route)
         return _json(msgspec.structs.asdict(self.faults))
 
     # ---- sockets
@@ -361,8 +367,9 @@ class _Connection:
         for name in names:
             if name in self.subscriptions:
                 continue
-            self._owner.stats.subscriptions[name] += 1
             stream = self._owner._streams.find(name)
+            # Names of no stream are counted together: a client could send any number of them.
+            self._owner.stats.subscriptions["unknown" if stream is None else name] += 1
             if stream is not None and not self._delivers(stream):
                 stream = None
             self.subscriptions[name] = stream

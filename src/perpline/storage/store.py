@@ -140,7 +140,11 @@ class Store(Protocol):
     async def close(self) -> None: ...
 
     async def add_rows(self, table: str, rows: Sequence[Row]) -> int:
-        """Write rows of one of `TABLES` in one transaction; returns how many were new or replaced an older one."""
+        """Write rows of one of `TABLES`; returns how many were new or replaced an older one.
+
+        In portions of one transaction each, so that a decision never waits for a bulk: a call that failed may have
+        stored some, and all may be written again. Raises ValueError for a row that the table can never hold.
+        """
 
     async def candles(self, interval: str, symbol: str, start: int, end: int) -> list[Candle]:
         """Candles with start <= open_time < end, oldest first."""

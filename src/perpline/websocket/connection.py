@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 from msgspec import Struct
-from picows import WSError, WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
+from picows import WSCloseCode, WSError, WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 from perpline.common.backoff import backoff_s
 from perpline.common.clock import Clock
@@ -43,7 +43,6 @@ class StreamState(Struct):
     subscribed_at: float | None = None
     heard_at: float | None = None
     resubscribed: int = 0
-    warned: bool = False
 
 
 class Connection:
@@ -114,7 +113,7 @@ class Connection:
         """Open, subscribe, watch; returns why it is over."""
         for state in self.streams.values():
             state.subscribed_at = state.heard_at = None
-            state.resubscribed, state.warned = 0, False
+            state.resubscribed = 0
         self.last_message_at = None
         try:
             transport, listener = await ws_connect(
@@ -172,7 +171,7 @@ class Connection:
                 try:
                     async with asyncio.timeout(LOOK_EVERY_S):
                         await listener.ended.wait()
-                    return listener.reason or "the other side closed the connection"
+                    return listener.reason or await _protocol_error(transport) or "the other side closed the connection"
                 except TimeoutError:
                     pass  # time to look
                 now = self._clock.wall_s()
@@ -233,14 +232,16 @@ class _Listener(WSListener):
         elif kind is WSMsgType.CONTINUATION and self._fragments is not None:
             self._fragments += frame.get_payload_as_bytes()
             if len(self._fragments) > MAX_MESSAGE_BYTES:
+                self._fragments = None
                 self.reason = f"a message of more than {MAX_MESSAGE_BYTES} bytes"
                 transport.disconnect(False)
             elif frame.fin:
                 data, self._fragments = bytes(self._fragments), None
                 self._receive(data, received_us)
         elif kind is WSMsgType.CLOSE:
-            reason = frame.get_close_message()
-            self.reason = f"closed by the exchange: {int(frame.get_close_code().value)} {reason!r}"
+            payload = frame.get_payload_as_bytes()
+            code, text = int.from_bytes(payload[:2], "big"), payload[2:].decode(errors="replace")
+            self.reason = f"closed by the exchange: {code} {text!r}"
             transport.disconnect(True)
         # Pings are answered by picows; pongs and binary frames carry nothing for us.
 
@@ -254,7 +255,18 @@ async def _close(transport: WSTransport) -> None:
         return
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            if not transport.is_close_frame_sent:
+                transport.send_close(WSCloseCode.OK)
             transport.disconnect(True)
-            await transport.wait_disconnected()
+            await _protocol_error(transport)
     except TimeoutError:
         transport.disconnect(False)
+
+
+async def _protocol_error(transport: WSTransport) -> str:
+    """Wait for the end of the connection; what the other side did against the protocol, empty for nothing."""
+    try:
+        await transport.wait_disconnected()
+    except WSError as error:
+        return str(error)
+    return ""

@@ -55,20 +55,23 @@ class StreamRouter:
         self._samples: deque[tuple[float, int, Counter[str]]] = deque(maxlen=11)
 
     def route(self, data: bytes, received_us: int) -> str | None:
-        """The stream the message came on (its kind where the frame names none), None if it proves no stream alive."""
+        """The stream the message came on, None if it proves no stream alive: an acknowledgement, or malformed."""
         self.total += 1
         try:
             frame = self._decode(data, received_us)
         except Malformed as error:
             self._malformed(data, received_us, error)
             return None
-        self.by_kind[frame.kind] += 1
+        except Exception as error:
+            self._bug(data, received_us, error, kind="", stream="")
+            return None
+        _count(self.by_kind, frame.kind)
         content = frame.content
         items = content if type(content) is list else (content,)
         handle = self._handlers.get(type(items[0]) if items else list)
         if handle is None:
             self.unhandled += 1
-            self._count_unhandled(getattr(content, "event_type", frame.kind))
+            _count(self.unhandled_types, getattr(content, "event_type", frame.kind)[:80])
             return frame.stream or None
         try:
             for item in items:
@@ -78,13 +81,10 @@ class StreamRouter:
             self._malformed(data, received_us, error)
             return None
         except Exception as error:
-            # The edge of a message: whatever a handler did wrong with this one, the next one gets its chance.
-            self.failed += 1
-            self._set_aside(data, received_us, f"handler failed: {error!r}")
-            log.exception("handler_failed", kind=frame.kind, stream=frame.stream, action="route")
+            self._bug(data, received_us, error, kind=frame.kind, stream=frame.stream)
             return frame.stream or None
         self.routed += 1
-        return frame.stream or frame.kind
+        return frame.stream or None
 
     def sample(self, now_s: float) -> None:
         """Remember the counts at this time; called once a second, for `rates`."""
@@ -104,11 +104,16 @@ class StreamRouter:
     def _malformed(self, data: bytes, received_us: int, error: Malformed) -> None:
         self.malformed += 1
         reason = str(error)
-        # Bounded: reasons hold parts of what came, and a hostile sender never repeats himself.
-        key = reason.split(":", 1)[0][:80]
-        self.malformed_reasons[key if key in self.malformed_reasons or len(self.malformed_reasons) < 200 else "…"] += 1
+        _count(self.malformed_reasons, reason.split(":", 1)[0][:80])
         self._set_aside(data, received_us, reason)
 
-    def _count_unhandled(self, name: str) -> None:
-        name = name[:80]
-        self.unhandled_types[name if name in self.unhandled_types or len(self.unhandled_types) < 200 else "…"] += 1
+    def _bug(self, data: bytes, received_us: int, error: Exception, *, kind: str, stream: str) -> None:
+        """The edge of a message: whatever we did wrong with this one, the next one gets its chance."""
+        self.failed += 1
+        self._set_aside(data, received_us, f"handler failed: {error!r}")
+        log.error("handler_failed", kind=kind, stream=stream, action="route", exc_info=error)
+
+
+def _count(counter: Counter[str], name: str) -> None:
+    """Count under this name, or under "…" beyond 200 names: what comes from outside makes no table grow for ever."""
+    counter[name if name in counter or len(counter) < 200 else "…"] += 1

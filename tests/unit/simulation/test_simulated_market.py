@@ -193,8 +193,9 @@ def test_mark_stays_near_the_price_and_the_premium_around_zero():
 @pytest.mark.parametrize("edge_bp", [0.0, 3.0])
 def test_the_mark_at_a_whole_hour_is_known_without_the_hour(edge_bp):
     world = World(9, 3, edge_bp)
+    hours = np.array([HOUR, HOUR + 1, HOUR + 8])
 
-    assert world.mark_at_hour(1, HOUR) == world.detail(1, HOUR).mark[0]
+    assert world.marks_at_hours(1, hours).tolist() == [world.detail(1, hour).mark[0] for hour in hours.tolist()]
 
 
 def test_the_path_goes_on_where_the_hour_ended():
@@ -235,3 +236,10 @@ def test_six_hundred_contracts_have_distinct_names_and_usable_grids():
     for own in instruments:
         ticks = own.price * 10**own.price_decimals / own.tick_units
         assert ticks > 100, own.symbol
+
+
+def test_more_than_is_kept_in_memory_can_be_asked_at_once():
+    world = World(12, 9, edge_bp=1.0)
+    hours = np.array([HOUR - 2_600, HOUR - 1_300, HOUR])
+
+    assert world.marks_at_hours(8, hours).tolist() == [world.detail(8, hour).mark[0] for hour in hours.tolist()]

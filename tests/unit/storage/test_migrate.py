@@ -76,7 +76,7 @@ def test_line_ends_of_a_checkout_change_no_checksum() -> None:
 def test_a_database_of_another_program_is_refused(connection: apsw.Connection) -> None:
     connection.execute("CREATE TABLE bookmarks (url TEXT)")
 
-    with pytest.raises(NeedsPerson, match="belongs to another program .*bookmarks"):
+    with pytest.raises(NeedsPerson, match=r"belongs to another program .*bookmarks"):
         migrate(connection, [FIRST], "db")
     assert columns(connection, "a") == []
 

@@ -50,12 +50,25 @@ def test_three_slashes_are_relative_and_four_absolute(url: str, path: str) -> No
 
 @pytest.mark.parametrize(
     "url",
-    ["", "perpline.db", "sqlite:", "sqlite://", "sqlite:///", "sqlite://perpline.db", "sqlite://host/perpline.db"]
-    + ["postgresql:///perpline", "sqlite:///:memory:", "sqlite:///perpline.db?mode=ro", "sqlite:///perpline.db#1"],
+    [
+        "",
+        "perpline.db",
+        "sqlite:",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite://perpline.db",
+        "sqlite://host/perpline.db",
+        "postgresql://me:s3cret@host/perpline",
+        "sqlite://[",
+        "sqlite:///:memory:",
+        "sqlite:///perpline.db?mode=ro",
+        "sqlite:///perpline.db#1",
+    ],
 )
 def test_an_address_that_cannot_be_meant_is_refused(url: str) -> None:
-    with pytest.raises(NeedsPerson, match="sqlite:///"):
+    with pytest.raises(NeedsPerson, match="sqlite:///") as raised:
         SqliteStore.from_url(url)
+    assert "s3cret" not in str(raised.value)
 
 
 # Files that cannot be used
@@ -136,7 +149,7 @@ async def test_a_full_disk_is_unavailable_and_work_goes_on_when_there_is_room(st
         await store._write.run(lambda connection: connection.execute(f"PRAGMA max_page_count={count}").fetchall())
 
     rows = [funding_row(f"S{n}USDT", m) for n in range(100) for m in range(100)]
-    await limit_pages(200)
+    await limit_pages(100)
 
     with pytest.raises(Unavailable, match="full"):
         await store.add_rows("funding_rates", rows)
@@ -167,7 +180,7 @@ async def test_the_log_is_moved_into_the_database_beside_the_work(
     log = store.path.with_name("perpline.db-wal")
 
     assert store.path.stat().st_size > 100_000
-    assert log.stat().st_size < 3_000_000
+    assert log.stat().st_size < 1_000_000
     await store.close()
     assert not log.exists()
 
@@ -210,7 +223,7 @@ async def test_who_only_looks_sees_what_is_written_and_writes_nothing(store: Sql
 async def test_who_only_looks_makes_no_file(tmp_path: Path) -> None:
     with pytest.raises(NeedsPerson, match="cannot open"):
         await SqliteStore(tmp_path / "perpline.db", read_only=True).open()
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "perpline.db").exists()
 
 
 # Is anything missing?
@@ -239,14 +252,14 @@ async def test_no_question_of_the_decision_path_walks_a_whole_table(store: Sqlit
 
     def plan(name: str) -> str:
         steps = connection.execute(
-            f"EXPLAIN QUERY PLAN {queries[name]}", (None,) * len(set(re.findall(r"\?\d", queries[name])))
+            f"EXPLAIN QUERY PLAN {queries[name]}", [None] * len(set(re.findall(r"\?\d", queries[name])))
         )
         return "\n".join(detail for *_, detail in steps)
 
-    assert "SEARCH s USING INDEX sqlite_autoindex_signals_1 (slot=? AND symbol=? AND close_time=?)" in plan("decided")
+    assert "SEARCH s USING COVERING INDEX sqlite_autoindex_signals_1 (slot=? AND symbol=? AND" in plan("decided")
     assert "SEARCH signals USING COVERING INDEX sqlite_autoindex_signals_2 (slot=? AND symbol=?)" in plan("last_seq")
     assert "SCAN signals" not in plan("last_decided")
-    assert "SEARCH signals USING INDEX signals_by_time (close_time>?)" in plan("last_signals")
-    assert "SEARCH signals USING INDEX signals_by_time (close_time>? AND close_time<?)" in plan("decision_rows")
+    assert "SEARCH signals USING INDEX signals_by_time (slot=? AND close_time>?)" in plan("last_signals")
+    assert "signals USING INDEX signals_by_time (slot=? AND close_time>? AND close_time<?)" in plan("decision_rows")
     assert "outbox_pending" in plan("pending_messages")
     connection.close()

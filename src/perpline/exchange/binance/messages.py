@@ -187,6 +187,18 @@ class PremiumIndexRow(Struct, rename="camel"):
     next_funding_time: TimeOrNone = 0
 
 
+class BookTickerRow(Struct, rename="camel"):
+    """A row of /fapi/v1/ticker/bookTicker. `lastUpdateId` is on the wire though not in the documentation."""
+
+    symbol: Symbol
+    bid_price: Price
+    bid_qty: Quantity
+    ask_price: Price
+    ask_qty: Quantity
+    time: Time
+    last_update_id: Count = 0
+
+
 class FundingRateRow(Struct, rename="camel"):
     symbol: Symbol
     funding_time: Time

@@ -15,12 +15,22 @@ from perpline.common.clock import Clock
 from perpline.common.errors import Malformed, NeedsPerson, PerplineError, RateLimited, Refused, Unavailable
 from perpline.domain.candle import INTERVAL_MS, KlineUpdate, check_kline
 from perpline.domain.instrument import Instrument
-from perpline.domain.market import FundingRate, LongShortRatio, MarkPrice, OpenInterest, PriceCandle, PriceSeries, Ratio
+from perpline.domain.market import (
+    BookTicker,
+    FundingRate,
+    LongShortRatio,
+    MarkPrice,
+    OpenInterest,
+    PriceCandle,
+    PriceSeries,
+    Ratio,
+)
 from perpline.exchange.binance import endpoints
 from perpline.exchange.binance.endpoints import Endpoint
 from perpline.exchange.binance.errors import banned_until_ms, read_error, refusal_in
 from perpline.exchange.binance.messages import (
     AccountRatioRow,
+    BookTickerRow,
     FundingRateRow,
     KlineRow,
     OpenInterestBody,
@@ -157,6 +167,22 @@ class BinanceRest:
                 received_at=answer.received_us // 1000,
             )
             for row in self._sound_rows(answer, rows, PremiumIndexRow)
+        ]
+
+    async def book_tickers(self) -> list[BookTicker]:
+        rows, answer = await self._get(list[msgspec.Raw], endpoints.BOOK_TICKER_ALL)
+        return [
+            BookTicker(
+                symbol=row.symbol,
+                bid=row.bid_price,
+                bid_qty=row.bid_qty,
+                ask=row.ask_price,
+                ask_qty=row.ask_qty,
+                update_id=row.last_update_id,
+                updated_at=row.time,
+                received_at=answer.received_us // 1000,
+            )
+            for row in self._sound_rows(answer, rows, BookTickerRow)
         ]
 
     async def price_candles(

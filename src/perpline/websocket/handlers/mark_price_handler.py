@@ -26,8 +26,8 @@ class MarkPriceHandler:
         known = self.latest.get(mark.symbol)
         if known is None:
             self._samples[mark.symbol] = 1
-        elif mark.updated_at < known.updated_at:
-            return  # overtaken on another connection
+        elif mark.updated_at <= known.updated_at:
+            return  # a repeat, or overtaken on another connection
         elif mark.updated_at // MINUTE_MS != known.updated_at // MINUTE_MS:
             self._add(known)
             self._samples[mark.symbol] = 1

@@ -214,7 +214,7 @@ CREATE TABLE gaps (
 CREATE UNIQUE INDEX gaps_open ON gaps (symbol, series, from_time, to_time) WHERE repaired_at IS NULL;
 
 -- Exactly one row for each slot, symbol and close boundary, of whatever status. The key decides who won.
--- It also answers "the latest of a symbol"; rows of one instant are found by signals_by_time.
+-- It also answers "the latest of a symbol"; those of a span of time are found by signals_by_time.
 CREATE TABLE signals (
     signal_id TEXT NOT NULL,
     slot TEXT NOT NULL,
@@ -255,7 +255,7 @@ CREATE TABLE signals (
     PRIMARY KEY (slot, symbol, close_time),
     UNIQUE (slot, symbol, seq)
 ) STRICT;
-CREATE INDEX signals_by_time ON signals (close_time, slot);
+CREATE INDEX signals_by_time ON signals (slot, close_time);
 
 CREATE TABLE predictions (
     slot TEXT NOT NULL,
