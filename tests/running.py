@@ -140,12 +140,15 @@ class Database:
 
     def decided_until(self, close_time: int, count: int) -> bool:
         """Whether so many symbols have a row for this minute."""
-        if not self.path.exists():
-            return False
+        return self.decisions(close_time, close_time) >= count
+
+    def decisions(self, since: int = 0, until: int = 1 << 60) -> int:
+        """How many rows `signals` has for these minutes; 0 while the tables are being made."""
         try:
-            return bool(self.value("SELECT count(*) FROM signals WHERE close_time = ?", close_time) >= count)
+            query = "SELECT count(*) FROM signals WHERE close_time BETWEEN ? AND ?"
+            return int(self.value(query, since, until)) if self.path.exists() else 0
         except apsw.SQLError:
-            return False  # the tables are being made
+            return 0
 
 
 def true_candles(exchange: SimulatedExchange, interval: str, since: dict[str, int], before: int) -> list[Any]:
@@ -171,7 +174,10 @@ def assert_candles_are_the_truth(exchange: SimulatedExchange, database: Database
         assert sorted(since) == sorted(exchange.symbols)
         enough = history if interval == "1m" else 96
         assert all((end - first) // length >= enough for first in since.values())
-        assert rows == true_candles(exchange, interval, since, end)
+        truth = true_candles(exchange, interval, since, end)
+        missing, wrong = sorted(set(truth) - set(rows)), sorted(set(rows) - set(truth))
+        assert (interval, missing, wrong) == (interval, [], [])
+        assert len(rows) == len(truth)
 
 
 def assert_one_decision_a_minute(

@@ -1,7 +1,8 @@
 """The one place where parts are made and joined. Everything else gets what it needs handed in."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -14,6 +15,7 @@ from perpline.collector.buffer import Buffer
 from perpline.collector.gaps import ClosedCandles, GapLedger
 from perpline.collector.malformed import MalformedFile
 from perpline.collector.recorder import FrameWriter
+from perpline.collector.rest_feed import RestFeed
 from perpline.collector.rest_poller import RestPoller
 from perpline.common.clock import Clock, SystemClock
 from perpline.common.config import Settings
@@ -137,6 +139,32 @@ class Parts:
         """Put the rows of the minutes in progress into the buffer."""
         self.marks.flush()
         self.books.flush()
+
+
+@asynccontextmanager
+async def opened_parts(settings: Settings, rng: random.Random) -> AsyncIterator[tuple[Parts, BinanceRest]]:
+    """The parts of a worker, with database and bus open, the clock's offset measured and the symbols chosen.
+
+    Raises NeedsPerson for what only a person can mend, Unavailable where exchange, database or bus do not answer.
+    """
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NeedsPerson(f"cannot make the data folder {settings.data_dir}: {error.strerror or error}") from None
+    clock = await make_clock(settings)
+    rest = make_rest(settings, clock)
+    store = open_store(settings.database_url.get_secret_value())
+    bus = open_bus(settings.redis_url.get_secret_value())
+    try:
+        await measure_offset(clock, rest)
+        instruments = await choose_instruments(settings, rest)
+        await store.open()
+        await bus.open()
+        yield make_parts(settings, clock, store, bus, instruments, rest, rng), rest
+    finally:
+        await bus.close()
+        await store.close()
+        await rest.close()
 
 
 def make_parts(
@@ -340,6 +368,29 @@ def _connections(
     ]
 
 
+def make_recorder(settings: Settings, clock: Clock) -> FrameWriter | None:
+    """The recorder that runs beside the work, if one is wanted."""
+    if settings.record is None:
+        return None
+    return FrameWriter(
+        settings.record,
+        clock,
+        max_bytes_per_file=settings.record_file_mb << 20,
+        max_files=settings.record_files,
+    )
+
+
+def make_rest_feed(parts: Parts, rest: MarketRest) -> RestFeed:
+    return RestFeed(
+        rest,
+        parts.clock,
+        lambda: parts.symbols,
+        on_kline=parts.klines.handle,
+        on_mark=parts.marks.handle,
+        on_book=parts.books.handle,
+    )
+
+
 def make_poller(parts: Parts, rest: MarketRest) -> RestPoller:
     return RestPoller(
         rest,
@@ -392,9 +443,7 @@ async def load_windows(parts: Parts) -> None:
                 next_open += length
             if interval == "1m" and next_open > start_of_symbol:
                 parts.engine.on_1m_candle_close(symbol, next_open)
-            parts.closed.expect(symbol, interval, next_open)
-            if next_open < boundary:
-                parts.closed.heal(symbol, interval, boundary)
+            parts.closed.expect(symbol, interval, next_open, load_until=boundary)
 
 
 def utc_text(time_ms: int) -> str:

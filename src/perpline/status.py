@@ -1,6 +1,6 @@
 """What a worker says of itself: the facts of /status, the same as Prometheus metrics, and what counts as trouble."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -11,14 +11,16 @@ from prometheus_client.registry import Collector
 from perpline import __version__
 from perpline.bootstrap import Parts
 from perpline.collector.rest_poller import RestPoller
-from perpline.exchange.binance import endpoints
 from perpline.exchange.binance.weight import WeightLedger
 from perpline.websocket.connection import Connection
 from perpline.websocket.subscriptions import STREAM_TYPES
 
+Heard = Callable[[str, str], float | None]
+"""(symbol, kind) -> wall seconds at which this kind of news of the symbol last came, None for never."""
+
 
 def parts_status(
-    parts: Parts, connections: Sequence[Connection], poller: RestPoller, weight: WeightLedger
+    parts: Parts, connections: Sequence[Connection], heard: Heard, poller: RestPoller, weight: WeightLedger
 ) -> dict[str, Any]:
     """Everything about a worker that a person or a program may want to know, as plain JSON values.
 
@@ -73,13 +75,12 @@ def parts_status(
             "blocked_until": weight.blocked_until,
         },
         "polls": msgspec.to_builtins(poller.series),
-        "symbols": symbols_status(parts, connections),
+        "symbols": symbols_status(parts, heard),
     }
 
 
-def symbols_status(parts: Parts, connections: Sequence[Connection]) -> dict[str, Any]:
+def symbols_status(parts: Parts, heard: Heard) -> dict[str, Any]:
     """One entry a symbol: newest prices, last candle, last decision, age of each stream."""
-    heard = {stream: state.heard_at for connection in connections for stream, state in connection.streams.items()}
     now_s = parts.clock.wall_s()
     table = {}
     for symbol in parts.symbols:
@@ -87,7 +88,7 @@ def symbols_status(parts: Parts, connections: Sequence[Connection]) -> dict[str,
         candle, decision = parts.klines.last_closed["1m"].get(symbol), parts.engine.last_decision.get(symbol)
         ages = {}
         for kind in STREAM_TYPES:
-            at = heard.get(endpoints.stream_name(symbol, kind))
+            at = heard(symbol, kind)
             ages[kind] = None if at is None else round(now_s - at, 2)
         forming = parts.klines.forming["1m"].get(symbol)
         table[symbol] = {

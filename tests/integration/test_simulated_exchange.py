@@ -393,7 +393,7 @@ async def test_more_than_ten_messages_a_second_end_the_connection():
 
 
 async def test_who_answers_pings_stays_and_who_does_not_is_cut():
-    async with running(ping_s=0.05, pong_timeout_s=0.6) as exchange:
+    async with running(ping_s=0.05, pong_timeout_s=1.0) as exchange:
         stays = await exchange.session.ws_connect(exchange.ws_url + "/public/ws")
         goes = await exchange.session.ws_connect(exchange.ws_url + "/public/ws", autoping=False)
         waiting = asyncio.ensure_future(_ended(stays, 60.0))

@@ -11,8 +11,8 @@ import typer
 
 from perpline.cli.options import ConfigOption, DatabaseOption, JsonOption, RedisOption, print_json, run_loop
 from perpline.common.config import load_settings
-from perpline.common.errors import NeedsPerson
 from perpline.common.telemetry import configure_logging
+from perpline.realtime_worker import run_rest
 from perpline.realtime_worker_ws import run_ws
 
 
@@ -63,13 +63,11 @@ def run(
         },
     )
     configure_logging(settings.log_level, settings.log_format, sys.stderr)
-    if rest:
-        raise NeedsPerson("the REST worker is not built yet: leave out --rest to be fed by WebSocket")
 
     async def main(stop: asyncio.Event) -> dict[str, Any]:
         if duration is not None:
             asyncio.get_running_loop().call_later(duration, stop.set)
-        return await run_ws(settings, stop, random.Random(), lambda ready: None)
+        return await (run_rest if rest else run_ws)(settings, stop, random.Random(), lambda ready: None)
 
     status = run_loop(main)
     if as_json:

@@ -81,7 +81,7 @@ def status(
 
 STREAM_HEADS = {"kline_1m": "1m", "kline_15m": "15m", "kline_1h": "1h", "markPrice@1s": "mark", "bookTicker": "book"}
 
-EVERY_STREAM_WIDTH = 106
+EVERY_STREAM_WIDTH = 116
 """From this width on each stream's age has a column; below it only the oldest of a symbol is shown, and its name."""
 EVERY_COLUMN_WIDTH = 72
 """Below this width spread, funding and the time of the close are left out."""
@@ -173,8 +173,10 @@ def summary_lines(facts: dict[str, Any]) -> list[Text]:
     heard.append(f"   {messages['rates'].get('total', 0):,.0f} messages/s   ")
     heard.append(f"{messages['malformed']} malformed", "red" if messages["malformed"] else "")
     counts = Counter(facts["decisions"]["by_status"])
-    decided = Text(f"{counts.total() - counts['skipped_missed']} decisions: ")
-    decided.append(", ".join(f"{count} {status}" for status, count in counts.most_common()) or "none yet")
+    missed = counts.pop("skipped_missed", 0)
+    decided = Text(f"{counts.total():,} decisions: ")
+    decided.append(", ".join(f"{count:,} {status}" for status, count in counts.most_common()) or "none yet")
+    decided.append("   ").append(f"{missed:,} missed", "red" if missed else "")
     asked = Text()
     latency = facts["decisions"]["close_to_signal_ms"]
     if latency["p50"] is not None:

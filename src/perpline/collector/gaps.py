@@ -158,6 +158,8 @@ class ClosedCandles:
         self._workers = workers
         self._sequences: dict[Key, CandleSequence] = {}
         self._open_gaps: dict[Key, tuple[int, int]] = {}
+        self._loading: dict[Key, int] = {}
+        """Until where each symbol and interval is loaded by recovery: holes before are no gaps yet."""
         self._healing: dict[Key, int] = {}
         """Until where each symbol and interval is being healed."""
         self._jobs: asyncio.Queue[Key] = asyncio.Queue()  # bounded by _healing: a key is queued once
@@ -171,14 +173,22 @@ class ClosedCandles:
 
     # ---- the synchronous part: between bytes and decision ----
 
-    def expect(self, symbol: str, interval: str, next_open: int | None) -> None:
-        """Begin with this symbol: the next candle to be delivered opens at `next_open` (None: whichever comes)."""
-        self._sequences[(symbol, interval)] = CandleSequence(interval, next_open)
+    def expect(self, symbol: str, interval: str, next_open: int | None, load_until: int | None = None) -> None:
+        """Begin with this symbol: the next candle to be delivered opens at `next_open` (None: whichever comes).
+
+        What is missing before `load_until` is asked of REST at once and is no gap unless REST does not tell it.
+        """
+        key = (symbol, interval)
+        self._sequences[key] = CandleSequence(interval, next_open)
+        if load_until is not None and next_open is not None and next_open < load_until:
+            self._loading[key] = load_until
+            self.heal(symbol, interval, load_until)
 
     def forget(self, symbol: str) -> None:
         for key in [key for key in self._sequences if key[0] == symbol]:
             del self._sequences[key]
             self._healing.pop(key, None)
+            self._loading.pop(key, None)
             self._open_gaps.pop(key, None)
             self.given_up.pop(key, None)
 
@@ -217,6 +227,9 @@ class ClosedCandles:
     def _hole(self, key: Key, sequence: CandleSequence) -> None:
         first = sequence.first_held()
         if first is None or sequence.next_open is None or key in self._open_gaps:
+            return
+        if sequence.next_open < self._loading.get(key, 0):
+            self.heal(*key, until=first)
             return
         self._open_gap(key, sequence.next_open, first, "candles missing before the one that came")
         if self._fetch is None:

@@ -41,7 +41,7 @@ class RestFeed:
         self.failures = 0
         self.last_error = ""
         self.heard_at: dict[tuple[str, str], float] = {}
-        """Wall seconds of the newest answer by symbol and kind (kline_1m, markPrice, bookTicker)."""
+        """Wall seconds of the newest answer by symbol and kind, named as the streams are (kline_1m, markPrice@1s …)."""
         self._rest = rest
         self._clock = clock
         self._symbols = symbols
@@ -106,7 +106,7 @@ class RestFeed:
         for mark in marks:
             if mark.symbol in wanted:
                 self._on_mark(mark)
-                self.heard_at[(mark.symbol, "markPrice")] = self._clock.wall_s()
+                self.heard_at[(mark.symbol, "markPrice@1s")] = self._clock.wall_s()
 
     async def _books(self) -> None:
         try:

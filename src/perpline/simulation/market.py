@@ -94,7 +94,7 @@ class World:
         self._minutes: _Kept[Ints] = _Kept(40_000)
         self._marks: _Kept[Floats] = _Kept(10_000)
         self._details: _Kept[HourDetail] = _Kept(max(64, 3 * symbols))
-        self._flows: _Kept[Ints] = _Kept(8 * symbols + 2_000)
+        self._flows: _Kept[Ints] = _Kept(60 * symbols + 2_000)
         self._lock = threading.RLock()
 
     def minutes(self, index: int, first_minute: int, count: int) -> Ints:

@@ -171,7 +171,7 @@ class Connection:
                 try:
                     async with asyncio.timeout(LOOK_EVERY_S):
                         await listener.ended.wait()
-                    return listener.reason or await _protocol_error(transport) or "the other side closed the connection"
+                    return await _protocol_error(transport) or listener.reason or "the other side closed the connection"
                 except TimeoutError:
                     pass  # time to look
                 now = self._clock.wall_s()
@@ -224,6 +224,8 @@ class _Listener(WSListener):
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         received_us = self._clock.now_us()
+        if transport.is_close_frame_sent:
+            return  # we are through with this connection; picows goes on delivering even what broke its limits
         kind = frame.msg_type
         if kind is WSMsgType.TEXT and frame.fin:
             self._receive(frame.get_payload_as_bytes(), received_us)

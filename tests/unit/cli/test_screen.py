@@ -58,7 +58,7 @@ def test_the_screen_never_outgrows_the_terminal(symbols: int, width: int, height
     assert max(map(len, lines)) <= width
 
 
-@pytest.mark.parametrize("width", [100, 120])
+@pytest.mark.parametrize("width", [96, 100, 116, 120])
 def test_thirty_symbols_fit_forty_lines_each_whole(width: int) -> None:
     text = "\n".join(drawn(screen(facts(30), 60, width, 40), width))
 

@@ -4,14 +4,14 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
-import pytest
-
 from perpline.collector.gaps import CandleSequence, ClosedCandles, GapLedger
 from perpline.common.clock import ManualClock
 from perpline.common.errors import Unavailable
 from perpline.domain.candle import Candle, KlineUpdate, closed_candle
 
 MINUTE = 60_000
+TOTAL = 60
+"""Minutes in a seeded history."""
 START = 1_790_000_040_000 - 1_790_000_040_000 % MINUTE
 
 
@@ -131,12 +131,13 @@ async def test_in_3000_seeded_histories_every_candle_that_exists_is_delivered_on
     """Losses, repeats, old messages, disorder, REST a candle behind, minutes the exchange itself lacks."""
     for seed in range(3000):
         rng = random.Random(seed)
-        total = 60
-        existing = {n for n in range(total) if n == 0 or rng.random() > 0.05}
+        existing = {n for n in range(TOTAL) if n == 0 or rng.random() > 0.05}
 
-        async def steps(closed: ClosedCandles, exchange: Exchange, clock: ManualClock, rng: random.Random = rng) -> None:
+        async def steps(
+            closed: ClosedCandles, exchange: Exchange, clock: ManualClock, rng: random.Random = rng
+        ) -> None:
             behind = rng.choice((0, 0, 1))
-            for n in range(total):
+            for n in range(TOTAL):
                 clock.set_ms(START + (n + 1) * MINUTE + rng.randint(100, 2000))
                 exchange.visible = n + 1 - behind
                 await settle(2)
@@ -155,21 +156,21 @@ async def test_in_3000_seeded_histories_every_candle_that_exists_is_delivered_on
                     clock.advance(wait_s)
                     await settle(3)
             # A minute after the last one REST is no longer behind.
-            exchange.visible = total + 2
-            exchange.existing |= {total, total + 1}
-            clock.set_ms(START + (total + 1) * MINUTE + 200)
-            closed.offer(candle(total))
+            exchange.visible = TOTAL + 2
+            exchange.existing |= {TOTAL, TOTAL + 1}
+            clock.set_ms(START + (TOTAL + 1) * MINUTE + 200)
+            closed.offer(candle(TOTAL))
             for _ in range(12):
                 clock.advance(5.0)
                 await settle(4)
 
         book = await play(set(existing), steps)
-        expected = sorted(existing | {total, total + 1})[: len(book.delivered)]
+        expected = sorted(existing | {TOTAL, TOTAL + 1})[: len(book.delivered)]
 
         assert minutes(book.delivered) == expected, f"seed {seed}"
         assert len(book.delivered) > len(existing), f"seed {seed}"
         absent = {n for start, end, by in book.closed_gaps if by == "absent" for n in range(start, end)}
-        assert absent == set(range(total)) - existing, f"seed {seed}"
+        assert absent == set(range(TOTAL)) - existing, f"seed {seed}"
 
 
 def test_delivering_at_once_and_replaying_what_is_missing_would_lose_candles() -> None:
@@ -299,6 +300,20 @@ async def test_a_minute_rest_lacks_is_marked_absent_only_when_rest_shows_a_later
     assert (1, 2, "absent") in book.closed_gaps
 
 
+async def test_a_candle_that_comes_while_recovery_still_loads_the_ones_before_is_no_gap() -> None:
+    async def steps(closed: ClosedCandles, exchange: Exchange, clock: ManualClock) -> None:
+        exchange.visible = 4
+        clock.set_ms(START + 4 * MINUTE + 300)
+        closed.expect("BTCUSDT", "1m", START, load_until=START + 3 * MINUTE)
+        assert closed.offer(candle(3)) == "held"
+        await settle()
+
+    book = await play(set(range(4)), steps)
+
+    assert minutes(book.delivered) == [0, 1, 2, 3]
+    assert book.opened_gaps == []
+
+
 def test_the_sequence_holds_a_bounded_number_and_then_gives_up_the_oldest_hole() -> None:
     sequence = CandleSequence("1m", START, max_held=3)
     delivered = [each for n in (1, 2, 4, 6) for each in sequence.offer(candle(n)).delivered]
@@ -337,8 +352,7 @@ async def test_a_store_that_is_away_delays_the_ledger_and_loses_none_of_its_rows
     ]
 
 
-@pytest.mark.parametrize("field", ["closed"])
-async def test_a_forming_row_of_rest_is_never_taken_for_a_candle(field: str) -> None:
+async def test_a_forming_row_of_rest_is_never_taken_for_a_candle() -> None:
     async def steps(closed: ClosedCandles, exchange: Exchange, clock: ManualClock) -> None:
         closed.offer_row(kline(0, closed=False))
 

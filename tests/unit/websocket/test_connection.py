@@ -10,13 +10,13 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 from aiohttp import WSMsgType, web
-from running import eventually
 from structlog.testing import capture_logs
 
 from perpline.common.backoff import backoff_s
 from perpline.common.clock import Clock, ManualClock, SystemClock
 from perpline.websocket.connection import CLOSE_TIMEOUT_S, MAX_MESSAGE_BYTES, Connection, Deadlines
 from perpline.websocket.subscriptions import CONTROL_PAUSE_S
+from running import eventually
 
 TEXT, BINARY, CONTINUATION, PING, CLOSE = 1, 2, 0, 9, 8
 
@@ -112,13 +112,21 @@ class Heard:
 
 
 class HurriedClock(ManualClock):
-    """Whoever sleeps wakes at once, and the clock shows the later time. Keeps what was slept but control pauses."""
+    """Whoever sleeps wakes at once, and the clock shows the later time, up to `end_s`, where it stands still.
 
-    def __init__(self) -> None:
+    Keeps what was slept but control pauses.
+    """
+
+    def __init__(self, end_s: float = 1e9) -> None:
         super().__init__()
         self.slept: list[float] = []
+        self.ended = asyncio.Event()
+        self._end_s = end_s
 
     async def sleep_wall(self, wall_s: float) -> None:
+        if self.wall_s() > self._end_s:
+            self.ended.set()
+            await asyncio.get_running_loop().create_future()
         if wall_s != CONTROL_PAUSE_S:
             self.slept.append(wall_s)
         self.advance(wall_s)
@@ -209,11 +217,11 @@ async def test_a_server_that_accepts_and_hangs_up_is_dialled_a_handful_of_times_
     async def hang_up(socket: Socket) -> None:
         socket.transport.close()
 
-    clock = HurriedClock()
+    clock = HurriedClock(end_s=300)
     async with serving(hang_up) as server:
         link = connection(server.url, Heard(), clock)
         async with running(link):
-            await eventually(lambda: clock.wall_s() > 300)
+            await clock.ended.wait()
 
     rng = random.Random(1)
     assert clock.slept == [backoff_s(n + 1, rng) for n in range(len(clock.slept))]
@@ -228,21 +236,21 @@ async def test_a_server_that_acknowledges_and_hangs_up_has_not_proved_anything_e
         socket.send(raw(TEXT, b"ack"))
         await socket.response.close()
 
-    clock = HurriedClock()
+    clock = HurriedClock(end_s=120)
     async with serving(acknowledge_and_hang_up) as server:
         link = connection(server.url, Heard(), clock)
         async with running(link):
-            await eventually(lambda: clock.wall_s() > 120)
+            await clock.ended.wait()
 
     assert link.failures >= 5
     assert len(server.sockets) <= 8
 
 
 async def test_a_server_that_is_not_there_is_dialled_as_seldom() -> None:
-    clock = HurriedClock()
+    clock = HurriedClock(end_s=300)
     link = connection("ws://127.0.0.1:9/market/stream", Heard(), clock)
     async with running(link):
-        await eventually(lambda: clock.wall_s() > 300)
+        await clock.ended.wait()
 
     assert 5 <= link.failures <= 13
     assert link.connects == 0

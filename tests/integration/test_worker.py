@@ -1,0 +1,184 @@
+"""The worker on the simulated exchange: afterwards its database is what the exchange says happened."""
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from perpline.common.errors import NeedsPerson
+from perpline.simulation.server import SimulatedExchange
+from running import (
+    HOUR,
+    MINUTE,
+    Database,
+    assert_candles_are_the_truth,
+    assert_one_decision_a_minute,
+    eventually,
+    next_close,
+    settings_file,
+    simulated,
+    working,
+)
+
+FIVE_MINUTES = 5 * MINUTE
+
+
+async def test_after_five_minutes_the_database_is_the_exchanges_truth(tmp_path: Path) -> None:
+    async with simulated(speed=30.0) as exchange, working(exchange, tmp_path) as worker:
+        await worker.until_ready()
+        last = next_close(exchange.clock.now_ms(), 5)
+        database = Database(tmp_path)
+        await worker.until(lambda: database.decided_until(last, len(exchange.symbols)), what="the last decision")
+        # The polled rows of the hour that has just closed are published up to a minute later.
+        await worker.until(lambda: exchange.clock.now_ms() > last + 30_000)
+        status = await worker.stop()
+
+        assert_candles_are_the_truth(exchange, database, last, history=240)
+        statuses = assert_one_decision_a_minute(database, exchange.symbols, last)
+        assert "skipped_missed" not in statuses
+        assert_every_full_minute_is_summed_up(exchange, database, worker.ready_at, last)
+        assert_polled_series_are_there(exchange, database, worker.ready_at, last)
+        assert database.rows("SELECT * FROM revisions") == database.rows("SELECT * FROM gaps") == []
+        assert (status["messages"]["malformed"], status["messages"]["failed"]) == (0, 0)
+        assert status["messages"]["unhandled"] == 0
+        assert status["messages"]["unknown_fields"] == {}
+        assert [entry["losses"] for entry in status["connections"]] == [0, 0]
+
+
+def assert_every_full_minute_is_summed_up(
+    exchange: SimulatedExchange, database: Database, since: int, until: int
+) -> None:
+    """premium_index and book_minutes of every minute that was heard from its beginning to its end."""
+    minutes = list(range(next_close(since), until, MINUTE))
+    for symbol in exchange.symbols:
+        index = exchange.exchange.index_of[symbol]
+        rows = database.rows(
+            "SELECT minute, samples, mark_price, index_price, funding_rate, next_funding_time, updated_at "
+            "FROM premium_index WHERE symbol = ? AND minute BETWEEN ? AND ? ORDER BY minute",
+            *(symbol, minutes[0], minutes[-1]),
+        )
+        assert [row[0] for row in rows] == minutes
+        for _, samples, mark_price, index_price, rate, funding_time, updated_at in rows:
+            truth = exchange.exchange.mark(index, updated_at)
+            assert samples == 60
+            assert (mark_price, index_price) == pytest.approx((truth.mark, truth.index), abs=1e-7)
+            assert (rate, funding_time) == (pytest.approx(truth.funding_rate, abs=1e-8), truth.next_funding_ms)
+        rows = database.rows(
+            "SELECT minute, bid, ask, updates, spread_bps, imbalance FROM book_minutes "
+            "WHERE symbol = ? AND minute BETWEEN ? AND ? ORDER BY minute",
+            *(symbol, minutes[0], minutes[-1]),
+        )
+        assert [row[0] for row in rows] == minutes
+        for _, bid, ask, updates, spread_bps, imbalance in rows:
+            assert 0 < bid < ask
+            assert updates > 0
+            assert spread_bps > 0
+            assert -1 <= imbalance <= 1
+
+
+def assert_polled_series_are_there(exchange: SimulatedExchange, database: Database, since: int, until: int) -> None:
+    hour = until - until % HOUR
+    assert since < hour < until, "the test was meant to see an hour close"
+    for symbol in exchange.symbols:
+        ratios = database.rows(
+            "SELECT ratio FROM long_short_ratio WHERE symbol = ? AND period_end = ? AND revision = 0 ORDER BY ratio",
+            *(symbol, hour),
+        )
+        assert [ratio for (ratio,) in ratios] == ["global_account", "taker", "top_account", "top_position"]
+        [(value, known_at)] = database.rows(
+            "SELECT open_interest_value, known_at FROM open_interest "
+            "WHERE symbol = ? AND time = ? AND kind = 'hist_5m' AND revision = 0",
+            *(symbol, hour),
+        )
+        assert value > 0
+        assert known_at >= hour + 120_000
+        polled = [
+            t for (t,) in database.rows("SELECT time FROM open_interest WHERE symbol = ? AND kind = 'spot_1m'", symbol)
+        ]
+        # Once a minute, give or take a round that began late on a busy machine.
+        assert len(polled) >= (until - since) // MINUTE - 1
+        assert database.value("SELECT count(*) FROM mark_klines WHERE symbol = ?", symbol) >= 2
+
+
+async def test_a_restart_goes_on_where_it_ended_and_asks_for_the_remainder_only(tmp_path: Path) -> None:
+    async with simulated(speed=60.0) as exchange:
+        async with working(exchange, tmp_path) as first:
+            await first.until_ready()
+            database = Database(tmp_path)
+            paused = next_close(exchange.clock.now_ms(), 1)
+            await first.until(lambda: database.decided_until(paused, len(exchange.symbols)))
+            await first.stop()
+        cold = exchange.stats.requests["/fapi/v1/klines"]
+        stored = database.value("SELECT count(*) FROM candles_1m")
+        await eventually(lambda: exchange.clock.now_ms() > paused + 2 * MINUTE + 40_000)
+        async with working(exchange, tmp_path) as second:
+            await second.until_ready()
+            warm = exchange.stats.requests["/fapi/v1/klines"] - cold
+            last = next_close(exchange.clock.now_ms(), 2)
+            await second.until(lambda: database.decided_until(last, len(exchange.symbols)))
+            await second.stop()
+
+        assert stored >= 240 * len(exchange.symbols)
+        assert cold >= 3 * len(exchange.symbols)
+        # The three intervals of each symbol where they have a remainder, and closes that came while it started.
+        assert warm <= 4 * len(exchange.symbols)
+        assert_candles_are_the_truth(exchange, database, last, history=240)
+        statuses = assert_one_decision_a_minute(database, exchange.symbols, last)
+        assert statuses["skipped_missed"] >= len(exchange.symbols), "minutes in which no worker was alive"
+        assert_only_what_was_missed_was_not_published(database)
+
+
+def assert_only_what_was_missed_was_not_published(database: Database) -> None:
+    published = set(database.rows("SELECT symbol, close_time FROM outbox WHERE kind = 'signal'"))
+    decided = set(database.rows("SELECT symbol, close_time FROM signals WHERE status <> 'skipped_missed'"))
+    assert published == decided
+    assert database.value("SELECT count(*) FROM outbox WHERE published_at IS NULL") == 0
+
+
+async def test_a_worker_killed_at_random_moments_leaves_no_hole_and_no_double(tmp_path: Path) -> None:
+    seed = int(os.environ.get("PERPLINE_TEST_SEED", "20261123"))
+    print(f"PERPLINE_TEST_SEED={seed}")
+    rng = random.Random(seed)
+    async with simulated(speed=60.0) as exchange:
+        settings = settings_file(exchange, tmp_path)
+        database = Database(tmp_path)
+        for round_number in range(4):
+            process = await started(settings)
+            try:
+                if round_number == 0:
+                    await eventually(database.decisions, 30.0)
+                await asyncio.sleep(rng.uniform(0.2, 2.5))
+            finally:
+                process.send_signal(signal.SIGKILL)
+                await process.wait()
+        process = await started(settings)
+        last = next_close(exchange.clock.now_ms(), 4)
+        await eventually(lambda: database.decided_until(last, len(exchange.symbols)), 30.0)
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+
+        assert_candles_are_the_truth(exchange, database, last, history=240)
+        assert_one_decision_a_minute(database, exchange.symbols, last)
+        assert_only_what_was_missed_was_not_published(database)
+        assert database.value("SELECT count(*) FROM gaps WHERE repaired_at IS NULL") == 0
+
+
+async def started(settings: Path) -> asyncio.subprocess.Process:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PERPLINE_")}
+    with (settings.parent / "worker.log").open("ab") as log:
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "perpline", "run", "--config", str(settings)), stderr=log, env=environment
+        )
+
+
+async def test_a_database_filled_from_a_later_market_is_refused(tmp_path: Path) -> None:
+    async with simulated(start_ms=next_close(1_795_183_200_000, 90)) as later, working(later, tmp_path) as worker:
+        await worker.until_ready()
+        await worker.stop()
+    async with simulated(start_ms=1_795_183_200_000) as earlier, working(earlier, tmp_path) as worker:
+        with pytest.raises(NeedsPerson, match="use another database"):
+            await worker.until_ready()
