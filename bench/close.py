@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from msgspec import structs
 
 from bench.frames import Tape, book_ticker_frame, kline_frame, mark_price_frame
 from bench.results import Table
@@ -337,10 +338,15 @@ def _steps(say: Callable[[str], None]) -> Table:
     update = decode(frames["kline, closed"], 1).content
     assert isinstance(update, KlineUpdate)
     rows.append(("closed candle with its logs", _us(partial(closed_candle, update))))
-    names = Tape(600).symbols
+    tape = Tape(600)
+    names = tape.symbols
     features = LiveFeatures(names)
-    market = _Market(Tape(600), boundary)
-    candles = [[_candle(frame) for frame in market.next_minute()[1]] for _ in range(LiveFeatures.lookback_min)]
+    market = _Market(tape, boundary)
+    two_minutes = [[_candle(frame) for frame in market.next_minute()[1]] for _ in range(2)]
+    candles = [
+        [structs.replace(candle, open_time=boundary + minute * MINUTE_MS) for candle in two_minutes[minute % 2]]
+        for minute in range(LiveFeatures.lookback_min)
+    ]
     began = time.perf_counter()
     for minute in candles:
         for candle in minute:

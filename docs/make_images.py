@@ -60,7 +60,10 @@ def facts_of_a_run(folder: Path) -> dict[str, Any]:
         config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
         worker = perpline("run", "--config", str(config))
         time.sleep(RUN_S)
-        port = next(folder.glob("worker-*.json")).stem.removeprefix("worker-")
+        tokens = list(folder.glob("worker-*.json"))
+        if not tokens:
+            sys.exit("the worker did not start: perpline run says why")
+        port = tokens[0].stem.removeprefix("worker-")
         for _ in range(LOOKS):
             asked = perpline("status", "--config", str(config), "--status-port", port, "--json")
             facts: dict[str, Any] = json.loads(asked.communicate(timeout=30)[0].splitlines()[-1])

@@ -2,19 +2,23 @@
 
 import asyncio
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import apsw
+from msgspec.structs import asdict
+from structlog.testing import capture_logs
 
 from perpline.common.clock import SystemClock
 from perpline.common.config import Settings, load_settings
 from perpline.realtime_worker_ws import run_ws
-from perpline.simulation.faults import Faults
+from perpline.simulation.faults import Faults, changed
 from perpline.simulation.server import SimulatedExchange
 
 MINUTE = 60_000
@@ -149,6 +153,50 @@ class Database:
             return int(self.value(query, since, until)) if self.path.exists() else 0
         except apsw.SQLError:
             return 0
+
+
+@dataclass
+class Aftermath:
+    """What a worker that went through trouble left behind. `until` is the last T that every symbol has a row for."""
+
+    exchange: SimulatedExchange
+    database: Database
+    until: int
+    status: dict[str, Any]
+    logs: list[Any]
+
+    def said(self, event: str) -> list[Any]:
+        return [line for line in self.logs if line["event"] == event]
+
+    def gaps(self, *, open_only: bool = False) -> list[tuple[Any, ...]]:
+        where = "WHERE repaired_at IS NULL" if open_only else ""
+        return self.database.rows(f"SELECT symbol, series, from_time, to_time, repaired_by FROM gaps {where}")
+
+
+async def trouble(
+    folder: Path, begin: Callable[[SimulatedExchange], object], *, minutes: int = 3, speed: float = 60.0, **changes: Any
+) -> Aftermath:
+    """Run a worker: first undisturbed, then for some market minutes with what `begin` does to the exchange, then two
+    minutes undisturbed again. Its database then holds exactly the exchange's candles and one decision a minute."""
+    faults = Faults(seed=int(os.environ.get("PERPLINE_TEST_SEED", "7")))
+    print(f"PERPLINE_TEST_SEED={faults.seed}")
+    with capture_logs() as logs:
+        async with simulated(speed=speed, faults=faults) as exchange, working(exchange, folder, **changes) as worker:
+            await worker.until_ready()
+            begin(exchange)
+            calm = next_close(exchange.clock.now_ms(), minutes)
+            await worker.until(lambda: exchange.clock.now_ms() > calm)
+            changed(faults, asdict(Faults(seed=faults.seed)))
+            until = calm + 2 * MINUTE
+            database = Database(folder)
+            await worker.until(lambda: database.decided_until(until, len(exchange.symbols)), what="the last decision")
+            # What was given up at T + 30 s is still being fetched.
+            await worker.until(lambda: exchange.clock.now_ms() > until + 40_000)
+            status = await worker.stop()
+            assert_candles_are_the_truth(exchange, database, until, history=240)
+            assert_one_decision_a_minute(database, exchange.symbols, until)
+            assert status["messages"]["failed"] == 0
+    return Aftermath(exchange, database, until, status, logs)
 
 
 def true_candles(exchange: SimulatedExchange, interval: str, since: dict[str, int], before: int) -> list[Any]:

@@ -1,11 +1,15 @@
 """The one place where parts are made and joined. Everything else gets what it needs handed in."""
 
+import os
 import random
+import secrets
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -24,6 +28,7 @@ from perpline.domain.candle import INTERVAL_MS, MINUTE_MS, Candle, KlineUpdate, 
 from perpline.domain.instrument import Instrument
 from perpline.domain.market import BookTicker, MarkPrice
 from perpline.exchange.binance import endpoints
+from perpline.exchange.binance.budget import SharedText
 from perpline.exchange.binance.decode import Control, Dropped, FieldWatch, decode, stream_of
 from perpline.exchange.binance.rest import BinanceRest
 from perpline.exchange.binance.weight import WeightLedger
@@ -32,6 +37,7 @@ from perpline.features.live import LiveFeatures
 from perpline.inference.baseline import Baseline
 from perpline.signals.engine import Market, SignalEngine
 from perpline.signals.publisher import Publisher
+from perpline.storage.shared_text import PostgresText, SqliteText
 from perpline.storage.sqlite import SqliteStore
 from perpline.storage.store import Row, Store, candle_row
 from perpline.websocket.connection import Connection, Deadlines
@@ -69,15 +75,44 @@ def open_bus(url: str) -> Bus:
     return RedisBus(url)
 
 
-def make_rest(settings: Settings, clock: Clock) -> BinanceRest:
-    return BinanceRest(settings.binance_futures_rest_url, clock, WeightLedger(clock, share=settings.rest_weight_share))
+def make_rest(settings: Settings, clock: Clock, *, alone: bool = False) -> BinanceRest:
+    """Requests to the exchange, within the weight budget that the processes of this Redis or database share.
+
+    With `alone` only this object's own requests are counted.
+    """
+    weight = WeightLedger(
+        clock,
+        share=settings.rest_weight_share,
+        shared=None if alone else open_shared_budget(settings),
+        name=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}",
+    )
+    return BinanceRest(settings.binance_futures_rest_url, clock, weight)
+
+
+def open_shared_budget(settings: Settings) -> SharedText | None:
+    """Where the weight budget is shared: on Redis if that is the bus, else where the database is; None for nowhere.
+
+    Not yet connected. One budget for each exchange and each name of an address that requests leave by.
+    """
+    exchange = urlsplit(settings.binance_futures_rest_url)
+    name = f"weight:{exchange.hostname}:{exchange.port or ''}:{settings.rest_address}"
+    bus, database = settings.redis_url.get_secret_value(), settings.database_url.get_secret_value()
+    if not bus.startswith("memory://"):
+        from perpline.bus.redis_text import RedisText
+
+        return RedisText(bus, name)
+    if not database.startswith("sqlite://"):
+        return PostgresText(database, name)
+    path = SqliteStore.from_url(database).path
+    # In a folder that is not there yet no other process has a database.
+    return SqliteText(path.with_name(f"{path.name}-budget"), name) if path.parent.is_dir() else None
 
 
 async def make_clock(settings: Settings) -> SystemClock:
     """The clock of the process: the host's, or at another speed one that starts at the exchange's time."""
     if settings.clock_speed == 1:
         return SystemClock()
-    rest = make_rest(settings, SystemClock())
+    rest = make_rest(settings, SystemClock(), alone=True)  # its minutes are another clock's
     try:
         return SystemClock(settings.clock_speed, anchor_ms=await rest.server_time())
     finally:

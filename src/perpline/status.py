@@ -67,13 +67,7 @@ def parts_status(
         },
         "buffers": msgspec.to_builtins(parts.buffer.statistics()),
         "outbox": msgspec.to_builtins(parts.publisher.statistics()),
-        "rest": {
-            "weight_used": weight.used,
-            "weight_limit": weight.limit,
-            "requests_total": weight.requests_total,
-            "requests_by_minute": {str(minute): count for minute, count in weight.requests_by_minute.items()},
-            "blocked_until": weight.blocked_until,
-        },
+        "rest": weight.facts(),
         "polls": msgspec.to_builtins(poller.series),
         "symbols": symbols_status(parts, heard),
     }
@@ -200,7 +194,20 @@ class _StatusCollector(Collector):
         yield GaugeMetricFamily(
             "perpline_rest_weight_limit", "Request weight allowed a minute", value=rest["weight_limit"]
         )
-        yield CounterMetricFamily("perpline_rest_requests", "REST requests sent", value=rest["requests_total"])
+        yield from _rest_by_priority(rest["by_priority"])
+        yield GaugeMetricFamily(
+            "perpline_rest_budget_processes",
+            "Processes that share the request weight of this address",
+            value=rest["shared"]["processes"] if rest["shared"] else 1,
+        )
+        yield GaugeMetricFamily(
+            "perpline_rest_budget_away",
+            "Whether the shared budget of request weight cannot be reached",
+            value=float(bool(rest["shared"] and rest["shared"]["away"])),
+        )
+        yield GaugeMetricFamily(
+            "perpline_rest_blocked", "Whether the exchange has told us to stop", value=float(rest["blocked_until"] > 0)
+        )
         yield GaugeMetricFamily(
             "perpline_clock_offset_seconds",
             "How far the exchange's clock is ahead of ours",
@@ -218,6 +225,33 @@ class _StatusCollector(Collector):
                     age.add_metric([symbol, stream], seconds)
         yield age
         yield GaugeMetricFamily("perpline_ready", "Whether every stream has delivered", value=float(status["ready"]))
+
+
+def _rest_by_priority(priorities: dict[str, dict[str, Any]]) -> Iterable[Metric]:
+    def each(key: str) -> dict[str, int]:
+        return {name: entry[key] for name, entry in priorities.items()}
+
+    yield _counter("perpline_rest_requests", "REST requests sent, by priority", "priority", each("requests"))
+    yield _counter(
+        "perpline_rest_given_back", "REST requests that found no turn in time", "priority", each("given_back")
+    )
+    for name, help_text, key in (
+        ("perpline_rest_priority_weight", "Request weight of this minute that we used, by priority", "weight"),
+        ("perpline_rest_priority_weight_allowed", "Weight up to which a priority may fill a minute", "weight_allowed"),
+        ("perpline_rest_waiting", "REST requests that wait for their turn, by priority", "waiting"),
+    ):
+        gauge = GaugeMetricFamily(name, help_text, labels=["priority"])
+        for priority, value in each(key).items():
+            gauge.add_metric([priority], value)
+        yield gauge
+    waits = GaugeMetricFamily(
+        "perpline_rest_wait_seconds", "Recent waits of REST requests for their turn", labels=["priority", "quantile"]
+    )
+    for priority, entry in priorities.items():
+        for quantile, key in (("0.5", "p50"), ("0.99", "p99")):
+            if entry["wait_ms"][key] is not None:
+                waits.add_metric([priority, quantile], entry["wait_ms"][key] / 1000)
+    yield waits
 
 
 def _counter(name: str, help_text: str, label: str, values: dict[str, int]) -> CounterMetricFamily:

@@ -50,7 +50,7 @@ class Worker:
         self.sources = sources
         self.connections = connections
         self.recorder = recorder
-        self.poller = make_poller(parts, rest)
+        self.poller = make_poller(parts, rest.at("polls"))
         self.endpoint = Endpoint(
             port=settings.status_port,
             data_dir=settings.data_dir,

@@ -258,8 +258,8 @@ async def test_decisions_are_stored_with_their_predictions_and_messages(store: S
         astuple(prediction("BUSDT", T0)),
     ]
     assert [replace(one, id=0) for one in await store.pending_messages(10)] == [
-        message("AUSDT", T0),
-        message("BUSDT", T0),
+        message("AUSDT", T0, payload='{"seq":1}'),
+        message("BUSDT", T0, payload='{"seq":1}'),
     ]
 
 
@@ -382,6 +382,31 @@ async def test_pending_messages_come_oldest_first_until_they_are_marked(store: S
 
     await store.mark_published([one.id for one in pending], T0)
     assert [one.payload for one in await store.pending_messages(10)] == texts[2:]
+
+
+async def test_the_message_of_a_signal_carries_the_seq_of_its_decision_as_the_last_member(
+    store: Store, database: SqliteDatabase
+) -> None:
+    def announced(symbol: str, n: int) -> Message:
+        return message(symbol, T0 + n * MINUTE, payload=f'{{"v":1,"n":{n},"text":"\\u00e9 }}"}}')
+
+    symbols, minutes = ("AUSDT", "BUSDT"), (3, 1, 2)
+    for n in minutes:
+        decisions = [decision(symbol, T0 + n * MINUTE) for symbol in symbols[: n or None]]
+        close = message("", T0 + n * MINUTE, kind="close", payload='{"v":1}')
+        await store.commit_decisions(decisions, [], [*(announced(one, n) for one in symbols), close], 1)
+        # One that lost changes nothing, and a message of another kind gets nothing.
+        await store.commit_decisions(decisions, [], [*(announced(one, n) for one in symbols), close], 1)
+
+    stored = {tuple(key): seq for *key, seq in database.rows("SELECT symbol, close_time, seq FROM signals")}
+    found = [one for one in await store.pending_messages(100) if (one.symbol, one.close_time) in stored]
+    assert [one.payload for one in found] == [
+        announced(one.symbol, (one.close_time - T0) // MINUTE).payload[:-1]
+        + f',"seq":{stored[one.symbol, one.close_time]}}}'
+        for one in found
+    ]
+    assert sorted(stored.values()) == [1, 1, 2, 2, 3]
+    assert [one.payload for one in await store.pending_messages(100) if one.kind == "close"] == ['{"v":1}'] * 3
 
 
 async def test_a_message_marked_twice_keeps_its_first_time(store: Store, database: SqliteDatabase) -> None:

@@ -155,8 +155,11 @@ async def test_a_worker_killed_at_random_moments_leaves_no_hole_and_no_double(tm
             finally:
                 process.send_signal(signal.SIGKILL)
                 await process.wait()
+        killed_at = exchange.clock.now_ms()
         process = await started(settings)
-        last = next_close(exchange.clock.now_ms(), 4)
+        again = "SELECT count(*) FROM signals WHERE status <> 'skipped_missed' AND close_time > ?"
+        await eventually(lambda: database.value(again, killed_at) >= len(exchange.symbols), 30.0)
+        last = next_close(exchange.clock.now_ms(), 2)
         await eventually(lambda: database.decided_until(last, len(exchange.symbols)), 30.0)
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0

@@ -6,7 +6,7 @@ from typing import Self
 
 from msgspec import Struct
 
-from perpline.bus.wire import channel_name, entry_fields, stream_name
+from perpline.bus.wire import channel_name, check_payload, entry_fields, stream_name
 from perpline.domain.signal import Message
 
 
@@ -64,7 +64,7 @@ class MemoryBus:
         stream = self._streams.setdefault(stream_name(message.slot, message.symbol), deque(maxlen=self._keep))
         if stream and message.close_time <= stream[-1].close_time:
             return False
-        entry_fields(message)  # a payload that cannot be read back is refused now, as Redis' side would
+        check_payload(message)  # one that cannot be read back is refused now, as Redis' side would
         stream.append(message)
         return True
 

@@ -61,26 +61,14 @@ class RedisBus:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._where = "Redis"
         self._client: Redis | None = None
 
     async def open(self) -> None:
-        self._where = f"Redis at {_without_secrets(self._url)}"
-        try:
-            self._client = Redis.from_url(
-                self._url,
-                socket_timeout=TIMEOUT_S,
-                socket_connect_timeout=TIMEOUT_S,
-                # Trying again is the publisher's, which waits between tries and says what happens.
-                retry=Retry(NoBackoff(), 0),
-                protocol=2,  # what every server speaks
-            )
-        except ValueError as error:
-            raise NeedsPerson(f"{self._where}: the address cannot be read: write redis://host:6379/0") from error
+        self._client = redis_client(self._url)
         try:
             await self._client.ping()
         except (RedisError, OSError) as error:
-            raise self._translated(error) from error
+            raise translated(error, self._url) from error
 
     async def publish(self, messages: list[Message], now_ms: int) -> None:
         for start in range(0, len(messages), SCRIPT_MESSAGES):
@@ -103,30 +91,50 @@ class RedisBus:
             packed.append((channel, message.payload, str(message.close_time), entry))
         args: tuple[int, bytes] = (MAX_ENTRIES, msgspec.msgpack.encode(packed))
         if self._client is None:
-            raise Unavailable(f"{self._where}: not connected")
+            raise Unavailable(f"{where(self._url)}: not connected")
         try:
             try:
                 await self._client.evalsha(PUBLISH_SCRIPT_SHA, len(keys), *keys, *args)
             except NoScriptError:  # the first call since the server started
                 await self._client.eval(PUBLISH_SCRIPT, len(keys), *keys, *args)
         except (RedisError, OSError) as error:
-            raise self._translated(error) from error
-
-    def _translated(self, error: Exception) -> Exception:
-        text = f"{self._where}: {type(error).__name__}: {error}"
-        password = urlsplit(self._url).password
-        if password:
-            text = text.replace(password, "***")
-        is_for_a_person = isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError)
-        if is_for_a_person or "WRONGTYPE" in str(error):
-            return NeedsPerson(text)
-        return Unavailable(text)
+            raise translated(error, self._url) from error
 
 
-def _without_secrets(url: str) -> str:
-    """Host, port and path only: user names, passwords and options may be secrets."""
+def redis_client(url: str, *, as_text: bool = False) -> Redis:
+    """A client that has not connected yet. Raises NeedsPerson for an address that cannot be meant."""
+    try:
+        return Redis.from_url(
+            url,
+            socket_timeout=TIMEOUT_S,
+            socket_connect_timeout=TIMEOUT_S,
+            # Trying again is the caller's, who waits between tries and says what happens.
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,  # what every server speaks
+            decode_responses=as_text,
+            encoding_errors="replace",
+        )
+    except ValueError as error:
+        raise NeedsPerson(f"{where(url)}: the address cannot be read: write redis://host:6379/0") from error
+
+
+def translated(error: Exception, url: str) -> Exception:
+    """The client's error as perpline's, with the server's place and without the password."""
+    text = f"{where(url)}: {type(error).__name__}: {error}"
+    password = urlsplit(url).password
+    if password:
+        text = text.replace(password, "***")
+    is_for_a_person = isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError)
+    if is_for_a_person or "WRONGTYPE" in str(error):
+        return NeedsPerson(text)
+    return Unavailable(text)
+
+
+def where(url: str) -> str:
+    """The server in words, by host, port and path only: user names, passwords and options may be secrets."""
     try:
         parts = urlsplit(url)
-        return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        port = f":{parts.port}" if parts.port else ""
+        return f"Redis at {parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
     except ValueError:
-        return "an address that cannot be read"
+        return "Redis at an address that cannot be read"

@@ -1,7 +1,12 @@
 """What signals look like on a bus: names of streams, hashes and channels, and the fields of an entry (contracts.md)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 
+from perpline.common.errors import Malformed
+from perpline.domain.messages import Signal
 from perpline.domain.signal import Message
 
 
@@ -29,6 +34,23 @@ def entry_fields(message: Message) -> dict[str, str]:
     fields = {name: _text(value) for name, value in members if value != b"null"}
     fields["T"] = str(message.close_time)
     return fields
+
+
+def check_payload(message: Message) -> None:
+    """Raise ValueError where `entry_fields` would, at a tenth of its cost."""
+    _DECODER.decode(message.payload)
+
+
+def signal_of(fields: Mapping[str, str]) -> Signal:
+    """The signal that a stream entry or hash holds: `entry_fields` backwards, fields we do not know left out.
+
+    Raises Malformed for anything else, a later version of the message among it.
+    """
+    try:
+        members: dict[str, Any] = {**fields, "flags": msgspec.json.decode(fields.get("flags", ""))}
+        return msgspec.convert(members, Signal, strict=False)
+    except msgspec.MsgspecError as error:
+        raise Malformed(f"this is no signal that this version can read: {error}") from error
 
 
 _DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])

@@ -34,7 +34,7 @@ def perpline(
 ) -> None: ...
 
 
-COMMANDS = ("demo", "run", "status", "config", "plan", "replay", "record", "simulate")
+COMMANDS = ("demo", "run", "status", "watch", "schema", "config", "plan", "replay", "record", "simulate")
 """Each is a module of this folder with a function, or for a group of commands an `app`, of that name."""
 
 

@@ -168,8 +168,11 @@ def summary_lines(facts: dict[str, Any]) -> list[Text]:
         heard.append("●", "green" if connection["live"] else "red")
     streams = sum(connection["streams"] for connection in connections)
     silent = sum(connection["silent_count"] for connection in connections)
-    heard.append(f" {streams} streams on {len(connections)} connections, ")
-    heard.append(f"{silent} silent", "red" if silent else "")
+    if connections:
+        heard.append(f" {streams} streams on {len(connections)} connections, ")
+        heard.append(f"{silent} silent", "red" if silent else "")
+    else:
+        heard.append("fed by REST")
     heard.append(f"   {messages['rates'].get('total', 0):,.0f} messages/s   ")
     heard.append(f"{messages['malformed']} malformed", "red" if messages["malformed"] else "")
     counts = Counter(facts["decisions"]["by_status"])

@@ -86,7 +86,10 @@ class Settings(BaseModel):
     price_klines: bool = True
     """Whether mark, index and premium klines are polled."""
     rest_weight_share: float = Field(0.8, ge=0.05, le=1)
-    """How much of the exchange's request weight a minute perpline allows itself."""
+    """How much of the exchange's request weight a minute perpline allows itself, all its processes together."""
+    rest_address: str = Field("", pattern=r"^[A-Za-z0-9_.:-]{0,64}$")
+    """Names the internet address that requests leave by. Processes with the same name share one weight budget, through
+    Redis or the database they have in common; machines with addresses of their own each need a name."""
 
     data_dir: Path
     """Where the database and the malformed frames go by default: $XDG_DATA_HOME/perpline."""
@@ -292,6 +295,11 @@ def _defaults(given: Mapping[str, tuple[object, str]], env: Mapping[str, str]) -
         defaults["binance_futures_ws_url"] = (ws_url, f"default of network {network}")
         defaults["binance_futures_rest_url"] = (rest_url, f"default of network {network}")
     return defaults
+
+
+def state_folder(env: Mapping[str, str]) -> Path:
+    """Where commands keep what they remember from run to run: $XDG_STATE_HOME/perpline."""
+    return _xdg(env, "XDG_STATE_HOME", ".local/state", own=True)
 
 
 def _xdg(env: Mapping[str, str], variable: str, fallback: str, own: bool = False) -> Path:

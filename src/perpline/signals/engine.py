@@ -1,6 +1,7 @@
 """Exactly one decision for every symbol and closed minute: due symbols → features → model → policy → store → outbox."""
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
@@ -18,6 +19,7 @@ from perpline.common.telemetry import LatencyWindow
 from perpline.domain.candle import MINUTE_MS, Candle, last_boundary
 from perpline.domain.instrument import Instrument
 from perpline.domain.market import BookTicker, MarkPrice
+from perpline.domain.messages import CloseDraft, Flags, SignalDraft, StepTimes
 from perpline.domain.signal import Decision, Message, Prediction, Status, signal_id
 from perpline.features.live import LiveFeatures
 from perpline.inference.baseline import Baseline
@@ -51,6 +53,8 @@ class _Batch(Struct):
     close_time: int
     last_received_us: int
     unpublished: set[str]
+    committed_s: float | None = None
+    """Wall seconds; None until the store has answered, which may be after other tasks have published."""
 
 
 class SignalEngine:
@@ -97,8 +101,9 @@ class SignalEngine:
         self._due: dict[str, int] = {}
         self._received_us: dict[str, int] = {}
         self._missed: list[tuple[str, int]] = []
-        self._rows_of_minute: dict[int, dict[Status, int]] = {}
+        self._rows_of_minute: dict[int, Counter[Status]] = {}
         self._unpublished: dict[tuple[str, int], _Batch] = {}
+        self._step_ms = _no_steps()
         self._wake = asyncio.Event()
 
     async def recover(self, symbols: Iterable[str]) -> None:
@@ -116,8 +121,7 @@ class SignalEngine:
         for symbol, close_time, status in await self._store.decision_rows(self._slot, since, now):
             if symbol not in self._last:
                 continue
-            counts = self._rows_of_minute.setdefault(close_time, {})
-            counts[Status(status)] = counts.get(Status(status), 0) + 1
+            self._rows_of_minute.setdefault(close_time, Counter())[Status(status)] += 1
         self._sweep(now)
 
     def add(self, symbol: str, after: int) -> None:
@@ -198,6 +202,8 @@ class SignalEngine:
                 continue
             batch.unpublished.discard(message.symbol)
             if not batch.unpublished:
+                if batch.committed_s is not None:
+                    self._step_ms["pub"].add((self._clock.wall_s() - batch.committed_s) * 1000)
                 speed = self._clock.speed
                 self.close_to_signal_ms.add((now_us - batch.last_received_us) / 1000 / speed)
                 from_close_ms = now_us / 1000 + self._clock.offset_ms - batch.close_time
@@ -242,20 +248,27 @@ class SignalEngine:
     async def run_inference(self, symbols: Sequence[str], close_time: int) -> None:
         """Decide these symbols for T together: one feature call, one model call, one transaction."""
         received_us = {symbol: self._received_us[symbol] for symbol in symbols}
+        began_us = self._clock.now_us()
         vectors = self._features.vectors(symbols)
         t_features = self._clock.now_us()
         served = vectors.astype(np.float32)
         probabilities, model_error = self._predict(served)
         t_predict = self._clock.now_us()
+        self._step_ms["feat"].add((t_features - began_us) / 1000 / self._clock.speed)
+        self._step_ms["pred"].add((t_predict - t_features) / 1000 / self._clock.speed)
+        # Columns at once and plain floats from here on: numpy's own scalars cost a microsecond at every touch.
+        names = [feature.name for feature in self._model.features]
+        missing_at = np.isnan(served)
+        incomplete = set(np.flatnonzero(missing_at.any(axis=1)).tolist())
+        bits = served.astype("<f4").tobytes()
+        width = len(names) * 4
+        sides = [[None if math.isnan(p) else p for p in pair] for pair in probabilities.tolist()]
         decisions, predictions = [], []
         for row, symbol in enumerate(symbols):
-            vector = served[row]
-            kept = vector.astype("<f4").tobytes()
+            kept = bits[row * width : (row + 1) * width]
             feat_ref = blake2b(kept, digest_size=16).hexdigest()
-            p_long, p_short = (None if np.isnan(p) else float(p) for p in probabilities[row])
-            missing = tuple(
-                feature.name for feature, value in zip(self._model.features, vector, strict=True) if np.isnan(value)
-            )
+            p_long, p_short = sides[row]
+            missing = tuple(names[column] for column in np.flatnonzero(missing_at[row])) if row in incomplete else ()
             facts = self._facts(symbol, close_time, missing, p_long, p_short, model_error)
             verdict = decide(facts, self._model.rule, self._model.threshold, self._model.ev_min_bp)
             decisions.append(
@@ -286,7 +299,10 @@ class SignalEngine:
         batch = _Batch(close_time, max(received_us.values()), set(symbols))
         for symbol in symbols:
             self._unpublished[(symbol, close_time)] = batch
+        began_s = self._clock.wall_s()
         won = await self._commit(decisions, predictions)
+        batch.committed_s = self._clock.wall_s()
+        self._step_ms["db"].add((batch.committed_s - began_s) * 1000)
         self.batches += 1
         for symbol in set(symbols) - {decision.symbol for decision in won}:
             # Another process decided it first: its row stands and its message is that process's to send.
@@ -421,6 +437,8 @@ class SignalEngine:
                 failures += 1
                 log.error("decision_not_stored", reason=str(error), failures=failures, action="decide")
                 await self._clock.sleep_wall(min(0.05 * 2**failures, 2.0))
+        for close_time, new in _by_minute(decisions).items():
+            self._rows_of_minute.setdefault(close_time, Counter()).update(new)
         for decision in won:
             self.by_status[decision.status] += 1
             self.decided_by[decision.symbol] += 1
@@ -432,24 +450,25 @@ class SignalEngine:
     def _completed_minutes(self, decisions: list[Decision]) -> list[Message]:
         """The message of every minute that these rows complete: then each expected symbol has its row."""
         completed = []
-        for decision in decisions:
-            counts = self._rows_of_minute.setdefault(decision.close_time, {})
-            counts[decision.status] = counts.get(decision.status, 0) + 1
-            if sum(counts.values()) == len(self._last):
-                completed.append(self._close_message(decision.close_time, counts))
+        for close_time, new in _by_minute(decisions).items():
+            counts = self._rows_of_minute.get(close_time, Counter()) + new
+            if counts.total() == len(self._last):
+                completed.append(self._close_message(close_time, counts))
         return completed
 
-    def _close_message(self, close_time: int, counts: dict[Status, int]) -> Message:
-        payload = {
-            "v": 1,
-            "type": "close",
-            "T": close_time,
-            "n": sum(counts.values()),
-            "signals": counts.get(Status.OK, 0),
-            "skipped": sum(count for status, count in counts.items() if status.startswith("skipped_")),
-            "statuses": {str(status): count for status, count in sorted(counts.items())},
-            "model": self._model.model_id,
-        }
+    def _close_message(self, close_time: int, counts: Counter[Status]) -> Message:
+        medians = {name: window.quantile(0.5) for name, window in self._step_ms.items()}
+        self._step_ms = _no_steps()
+        payload = CloseDraft(
+            slot=self._slot,
+            T=close_time,
+            n=sum(counts.values()),
+            signals=counts.get(Status.OK, 0),
+            skipped=sum(count for status, count in counts.items() if status.startswith("skipped_")),
+            statuses={str(status): count for status, count in sorted(counts.items())},
+            lat_ms=StepTimes(**{name: None if ms is None else round(ms, 3) for name, ms in medians.items()}),
+            model=self._model.model_id,
+        )
         return Message(
             id=0,
             kind="close",
@@ -461,30 +480,35 @@ class SignalEngine:
         )
 
 
+def _by_minute(decisions: Iterable[Decision]) -> dict[int, Counter[Status]]:
+    counts: dict[int, Counter[Status]] = {}
+    for decision in decisions:
+        counts.setdefault(decision.close_time, Counter())[decision.status] += 1
+    return counts
+
+
 def signal_message(decision: Decision) -> Message:
     """The message of a decision: features.md 4.3, with the status, for silence must be tellable from "no trade"."""
-    payload = {
-        "v": 1,
-        "type": "signal",
-        "id": decision.signal_id,
-        "slot": decision.slot,
-        "sym": decision.symbol,
-        "T": decision.close_time,
-        "side": decision.side,
-        "status": decision.status,
-        "detail": decision.detail,
-        "p": decision.p_cal,
-        "ev_bp": decision.ev_bp,
-        "tp": decision.tp_price,
-        "sl": decision.sl_price,
-        "ref_mark": decision.ref_mark,
-        "h": decision.horizon_s,
-        "cost_bp": decision.cost_bp,
-        "valid_until": decision.valid_until,
-        "model": decision.model_id,
-        "schema": decision.schema_hash,
-        "flags": {"late": decision.late_mask, "nan": decision.nan_count, "xs": decision.xs_n},
-    }
+    payload = SignalDraft(
+        id=decision.signal_id,
+        slot=decision.slot,
+        sym=decision.symbol,
+        T=decision.close_time,
+        side=decision.side,
+        status=decision.status,
+        detail=decision.detail,
+        p=decision.p_cal,
+        ev_bp=decision.ev_bp,
+        tp=decision.tp_price,
+        sl=decision.sl_price,
+        ref_mark=decision.ref_mark,
+        h=decision.horizon_s,
+        cost_bp=decision.cost_bp,
+        valid_until=decision.valid_until,
+        model=decision.model_id,
+        schema=decision.schema_hash,
+        flags=Flags(decision.late_mask, decision.nan_count, decision.xs_n),
+    )
     return Message(
         id=0,
         kind="signal",
@@ -494,6 +518,11 @@ def signal_message(decision: Decision) -> Message:
         payload=msgspec.json.encode(payload).decode(),
         valid_until=decision.valid_until,
     )
+
+
+def _no_steps() -> dict[str, LatencyWindow]:
+    """Durations in milliseconds of the steps of batches, for the median of a minute."""
+    return {step: LatencyWindow(1024) for step in StepTimes.__struct_fields__}
 
 
 def _text(price: float) -> str:

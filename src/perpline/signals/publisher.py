@@ -5,11 +5,13 @@ import random
 from collections.abc import Callable
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from perpline.bus.bus import Bus
 from perpline.common.backoff import backoff_s
 from perpline.common.clock import Clock
 from perpline.common.errors import Unavailable
+from perpline.domain.messages import with_number
 from perpline.domain.signal import Message
 from perpline.storage.store import Store
 
@@ -30,7 +32,7 @@ class PublisherStatistics(Struct, frozen=True, kw_only=True):
 
 
 class Publisher:
-    """Publishes what is committed, in the order of the outbox, and then marks it.
+    """Publishes what is committed, in the order of the outbox, each with its `t_pub_us`, and then marks it.
 
     Store or bus away: waits min(2**n, `cap_s`) wall seconds with jitter and tries again; the outbox keeps everything.
     A death between publishing and marking sends messages again, which a bus turns into nothing.
@@ -92,7 +94,11 @@ class Publisher:
         async with self._publishing:
             while messages := await self._store.pending_messages(self._batch_size):
                 self._pending = len(messages)
-                await self._bus.publish(messages, self._clock.now_ms())
+                t_pub_us = self._clock.now_us()
+                messages = [
+                    replace(message, payload=with_number(message.payload, "t_pub_us", t_pub_us)) for message in messages
+                ]
+                await self._bus.publish(messages, t_pub_us // 1000)
                 self._on_published(messages, round(self._clock.wall_s() * 1e6))
                 self._pending = 0
                 self._published += len(messages)

@@ -92,6 +92,10 @@ class Exchange:
         self.index_of: dict[str, int] = {symbol: index for index, symbol in enumerate(self.symbols)}
         self._expected: dict[int, list[tuple[float, int]]] = {}
 
+    def detail(self, index: int, hour: int) -> HourDetail:
+        """One hour of one contract down to the trade."""
+        return self.world.detail(index, hour)
+
     # ---- candles
 
     def klines(
@@ -186,7 +190,7 @@ class Exchange:
     def forming_minute(self, index: int, now_ms: int) -> Candle:
         """The minute of `now_ms` from its trades so far; flat at the last close while there are none."""
         minute = now_ms // MINUTE_MS
-        detail = self.world.detail(index, now_ms // HOUR_MS)
+        detail = self.detail(index, now_ms // HOUR_MS)
         first, last = np.searchsorted(detail.time_ms, [minute * MINUTE_MS, now_ms + 1])
         if first == last:
             row = self.world.minutes(index, minute - 1, 1)[0]
@@ -218,7 +222,7 @@ class Exchange:
 
     def _forming_mark(self, index: int, series: int, now_ms: int) -> tuple[Floats, int]:
         """Open, high, low, close of the running minute's samples, (1, 4), and how many there are."""
-        detail = self.world.detail(index, now_ms // HOUR_MS)
+        detail = self.detail(index, now_ms // HOUR_MS)
         first = now_ms // MINUTE_MS * MINUTE_MS
         step = 5_000 if series == 2 else 1_000
         times = np.arange(first, now_ms + 1, step)
@@ -259,7 +263,7 @@ class Exchange:
             at = cell * period + (draw >> 40) % period
         hour = at // HOUR_MS
         if detail is None or detail.hour != hour:
-            detail = self.world.detail(index, hour)
+            detail = self.detail(index, hour)
         slot = (at - hour * HOUR_MS) * own.slots_per_minute // MINUTE_MS
         bid, ask = int(detail.bid[slot]), int(detail.ask[slot])
         if draw & 15 == 0:
@@ -273,7 +277,7 @@ class Exchange:
             ask=ask,
             ask_quantity=1 + int(usual * _SKEWED[(draw >> 16) & 255]),
             time_ms=at,
-            update_id=(at - 1_500_000_000_000) * 40,
+            update_id=update_at(at),
         )
 
     def book_period_ms(self, index: int) -> int:
@@ -309,7 +313,7 @@ class Exchange:
         second = time_ms // 1000
         hour, within = divmod(second, 3600)
         if detail is None or detail.hour != hour:
-            detail = self.world.detail(index, hour)
+            detail = self.detail(index, hour)
         node = within // 5
         part = (within - node * 5) / 5
         mark = detail.mark[node] + (detail.mark[node + 1] - detail.mark[node]) * part
@@ -484,6 +488,15 @@ def next_open(interval: str, open_ms: int) -> int:
     if interval == "1M":
         return open_of("1M", open_of("1M", open_ms) + 32 * DAY_MS)
     return open_of(interval, open_ms) + INTERVAL_MS[interval]
+
+
+def update_at(time_ms: int) -> int:
+    """The book's update id at that time: forty a millisecond."""
+    return (time_ms - 1_500_000_000_000) * 40
+
+
+def time_of_update(update_id: int) -> int:
+    return update_id // 40 + 1_500_000_000_000
 
 
 def flat(price: int) -> Candle:

@@ -21,6 +21,7 @@ from perpline.simulation.exchange import (
     merged,
     open_of,
     scatter,
+    update_at,
 )
 from perpline.simulation.faults import Faults
 from perpline.simulation.instruments import decimal_text
@@ -327,7 +328,7 @@ class Feed:
             head = f'{{"e":"continuous_kline","E":{event_ms},"ps":"{own.symbol}","ct":"PERPETUAL","k":{{'
             name = ""
             # Here f and l are update ids.
-            first, last = ((at - 1_500_000_000_000) * 40 for at in (open_ms, event_ms))
+            first, last = update_at(open_ms), update_at(event_ms)
         # The blanks after commas inside "k" are on the wire of the exchange too.
         return (
             f'{head}"t":{open_ms}, "T":{open_ms + INTERVAL_MS[interval] - 1}, {name}"i":"{interval}", '
@@ -431,9 +432,11 @@ class Feed:
             return
         stream.shown = (book.update_id, bids, asks)
         if before is None:
-            before = (book.update_id - 40, {}, {})
+            # Reaches back a minute, so that it joins a snapshot that was taken just before the first event.
+            before = (book.update_id - 40 * MINUTE_MS, {}, {})
         if not stream.levels:
-            bids, asks = _difference(before[1], bids, -1), _difference(before[2], asks, 1)
+            tick = own.tick_units
+            bids, asks = _difference(before[1], bids, -tick), _difference(before[2], asks, tick)
         sides = [
             ",".join(
                 f'["{decimal_text(price, own.price_decimals)}","{decimal_text(quantity, own.quantity_decimals)}"]'
@@ -480,11 +483,20 @@ class Feed:
         return True
 
 
-def _difference(before: dict[int, int], after: dict[int, int], direction: int) -> dict[int, int]:
-    """Levels that changed, 0 for those that are gone. Levels beyond the window are not gone, only out of sight."""
+def _difference(before: dict[int, int], after: dict[int, int], away: int) -> dict[int, int]:
+    """Levels that changed, 0 for those that are gone. `away` is one tick in the direction away from the market.
+
+    Levels beyond the window are not gone, only out of sight. Empty ticks that come into sight are told as gone: a
+    listener may know an older level there, from a snapshot or from before it went out of sight.
+    """
     changes = {price: quantity for price, quantity in after.items() if before.get(price) != quantity}
-    furthest = max(after) if direction > 0 else min(after)
+    ends = max if away > 0 else min
+    furthest = ends(after)
     for price in before:
-        if price not in after and (furthest - price) * direction >= 0:
+        if price not in after and (furthest - price) * away >= 0:
+            changes[price] = 0
+    seen_to = ends(before) if before else next(iter(after))
+    for price in range(seen_to + away, furthest, away):
+        if price not in after:
             changes[price] = 0
     return changes

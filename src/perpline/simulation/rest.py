@@ -17,6 +17,7 @@ from perpline.simulation.exchange import (
     PERIOD_SERIES,
     Exchange,
     KlineRow,
+    time_of_update,
 )
 from perpline.simulation.instruments import Instrument, decimal_text
 from perpline.simulation.market import (
@@ -47,6 +48,7 @@ PERIODS: Final = ("5m", "15m", "30m", "1h", "2h", "4h", "6h", "12h", "1d")
 
 Params = Mapping[str, str]
 Json = Any
+ShownDepth = Callable[[int], tuple[int, dict[int, int], dict[int, int]] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,11 @@ class RequestError(Exception):
 class Rest:
     """Answers requests. `answer` may run in a thread of its own, one call at a time."""
 
-    def __init__(self, exchange: Exchange, stats: Stats) -> None:
+    def __init__(self, exchange: Exchange, stats: Stats, shown_depth: ShownDepth = lambda index: None) -> None:
+        """`shown_depth(index)` is the book as listeners of the diff stream know it, None where there are none."""
         self._exchange = exchange
         self._stats = stats
+        self._shown_depth = shown_depth
         self._addresses: dict[str, _Address] = {}
         self._routes = self._table()
 
@@ -111,6 +115,9 @@ class Rest:
             "/fapi/v1/ticker/price": _Route(self._price_ticker, _per_symbol(1, 2)),
             "/fapi/v2/ticker/price": _Route(self._price_ticker, _per_symbol(1, 2)),
             "/fapi/v1/depth": _Route(self._depth, _depth_weight),
+            "/fapi/v1/rpiDepth": _Route(self._depth, _fixed(20)),
+            "/fapi/v1/trades": _Route(self._trades, _fixed(5)),
+            "/fapi/v1/historicalTrades": _Route(_needs_key, _fixed(200)),
             "/fapi/v1/aggTrades": _Route(self._aggregate_trades, _fixed(20)),
             "/fapi/v1/openInterest": _Route(self._open_interest, one),
             "/fapi/v1/fundingRate": _Route(self._funding_rate, _fixed(0), pool="funding"),
@@ -223,6 +230,15 @@ class Rest:
             raise RequestError(-4021, f"{limit} is not valid depth limit")
         own = self._exchange.instruments[index]
         book, *sides = self._exchange.depth(index, limit, now_ms)
+        update_id, time_ms = book.update_id, book.time_ms
+        shown = self._shown_depth(index)
+        if shown is not None:
+            # What the diff stream has told last, so that its next event joins this snapshot without a gap.
+            update_id, time_ms = shown[0], time_of_update(shown[0])
+            for side, known in zip(sides, shown[1:], strict=True):
+                away = 1 if side is sides[1] else -1
+                furthest = max(known) if away > 0 else min(known)
+                side[:] = [*known.items(), *(level for level in side if (level[0] - furthest) * away > 0)][:limit]
         bids, asks = (
             [
                 [decimal_text(price, own.price_decimals), decimal_text(quantity, own.quantity_decimals)]
@@ -230,7 +246,7 @@ class Rest:
             ]
             for side in sides
         )
-        return {"lastUpdateId": book.update_id, "E": now_ms, "T": book.time_ms, "bids": bids, "asks": asks}
+        return {"lastUpdateId": update_id, "E": now_ms, "T": time_ms, "bids": bids, "asks": asks}
 
     def _open_interest(self, params: Params, now_ms: int) -> Json:
         index = self._index(params)
@@ -241,6 +257,38 @@ class Rest:
         return {"symbol": own.symbol, "openInterest": decimal_text(units, own.quantity_decimals), "time": at}
 
     # ---- the past
+
+    def _trades(self, params: Params, now_ms: int) -> Json:
+        """The latest single trades: each aggregate is dealt out over its ids as the trade stream does it."""
+        index = self._index(params)
+        _, _, limit = _window(params, 500, 1000)
+        own = self._exchange.instruments[index]
+        rows: list[dict[str, Json]] = []
+        hour = now_ms // HOUR_MS
+        while len(rows) < limit and hour > GENESIS_MS // HOUR_MS:
+            detail = self._exchange.detail(index, hour)
+            part: list[dict[str, Json]] = []
+            for i in range(int(np.searchsorted(detail.time_ms, now_ms, side="right")) - 1, -1, -1):
+                price, first_id, last_id = int(detail.price[i]), int(detail.first_id[i]), int(detail.last_id[i])
+                each, left = divmod(int(detail.quantity[i]), last_id - first_id + 1)
+                for trade_id in range(last_id, first_id - 1, -1):
+                    quantity = each + left if trade_id == last_id else each
+                    part.append(
+                        {
+                            "id": trade_id,
+                            "price": decimal_text(price, own.price_decimals),
+                            "qty": decimal_text(quantity, own.quantity_decimals),
+                            "quoteQty": decimal_text(price * quantity, own.price_decimals + own.quantity_decimals),
+                            "time": int(detail.time_ms[i]),
+                            "isBuyerMaker": bool(detail.buyer_is_maker[i]),
+                            "isRPITrade": False,
+                        }
+                    )
+                if len(rows) + len(part) >= limit:
+                    break
+            rows += part
+            hour -= 1
+        return rows[:limit][::-1]
 
     def _aggregate_trades(self, params: Params, now_ms: int) -> Json:
         exchange = self._exchange
@@ -258,7 +306,7 @@ class Rest:
         forward = from_id is not None or start_ms is not None
         own = exchange.instruments[index]
         while oldest // HOUR_MS <= hour <= end // HOUR_MS and len(rows) < limit:
-            detail = exchange.world.detail(index, hour)
+            detail = exchange.detail(index, hour)
             first = max(oldest, start_ms or 0)
             chosen = (detail.time_ms >= first) & (detail.time_ms <= end)
             if from_id is not None:
@@ -433,6 +481,10 @@ class _Address:
         if now_ms // MINUTE_MS != self._minute:
             self._minute = now_ms // MINUTE_MS
             self._used = self._refused = 0
+
+
+def _needs_key(params: Params, now_ms: int) -> Json:
+    raise RequestError(-2014, "API-key format invalid.", 401)
 
 
 def _error(status: int, code: int, message: str, retry_after_s: int | None = None) -> Answer:

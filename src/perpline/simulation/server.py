@@ -81,7 +81,7 @@ class SimulatedExchange:
             thin=thin and self.clock.speed > 1,
             wall_s=time.monotonic,
         )
-        self._rest = Rest(self.exchange, self.stats)
+        self._rest = Rest(self.exchange, self.stats, self._streams.shown_depth)
         self._host, self._port = host, port
         self._unrouted_all = unrouted_all
         self._cut_hours, self._ping_s, self._pong_timeout_s = cut_hours, ping_s, pong_timeout_s

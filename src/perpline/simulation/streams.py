@@ -123,6 +123,13 @@ class Streams:
         """The same for all symbols: position in the list to streams."""
         return self._wanted.get(kind, _NOBODY)
 
+    def shown_depth(self, index: int) -> tuple[int, dict[int, int], dict[int, int]] | None:
+        """Update id, bids and asks as the listeners of a diff stream know them; None where nobody listens to one.
+
+        May be called from another thread."""
+        shown = [stream.shown for stream in tuple(self.wanted("depthDiff", index)) if stream.shown is not None]
+        return max(shown, key=lambda book: book[0], default=None)
+
     def publish(self, stream: Stream, payload: bytes, kind: str = "") -> None:
         """Send one payload to all listeners; its bytes are framed once for each of the two forms."""
         faults = self._faults
@@ -165,8 +172,9 @@ class Streams:
         if match := _KLINE.fullmatch(rest):
             return Stream(name, "market", "kline", index, match[1])
         if match := _DEPTH.fullmatch(rest):
+            # No order here is an RPI order, so rpiDepth is the same book.
             levels = int(match[1] or 0)
-            period_ms = int(match[2] or 250)
+            period_ms = int(match[2] or (500 if rest.startswith("rpi") else 250))
             return Stream(name, "public", "depth" if levels else "depthDiff", index, levels=levels, period_ms=period_ms)
         return None
 
@@ -207,4 +215,4 @@ _PLAIN: Final = {
 }
 _KLINE: Final = re.compile(f"kline_({'|'.join(STREAM_INTERVALS)})")
 _CONTINUOUS: Final = re.compile(f"continuousKline_({'|'.join(STREAM_INTERVALS)})")
-_DEPTH: Final = re.compile(r"depth(5|10|20)?(?:@(100|250|500)ms)?")
+_DEPTH: Final = re.compile(r"depth(5|10|20)?(?:@(100|250|500)ms)?|rpiDepth@500ms")

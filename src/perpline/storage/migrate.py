@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from hashlib import blake2b
-from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any
 
@@ -10,6 +9,9 @@ import apsw
 from msgspec import Struct
 
 from perpline.common.errors import NeedsPerson
+from perpline.storage.sql import sql_folder
+
+OLDER = "has an older schema, or none: `perpline db migrate` brings it up to date, and so does a worker's start"
 
 
 class Migration(Struct, frozen=True):
@@ -27,7 +29,7 @@ class Migration(Struct, frozen=True):
 
 def migrations(folder: Traversable | None = None) -> list[Migration]:
     """The migrations of a folder, SQLite's by default, in order. Raises ValueError unless they count 1, 2, 3 …"""
-    folder = folder or files("perpline.storage") / "sql" / "sqlite"
+    folder = folder or sql_folder("sqlite")
     names = sorted(entry.name for entry in folder.iterdir() if entry.name[:4].isdigit() and entry.name.endswith(".sql"))
     found = [Migration(int(name[:4]), name, (folder / name).read_text(encoding="utf-8")) for name in names]
     if [migration.number for migration in found] != list(range(1, len(found) + 1)):
@@ -55,20 +57,22 @@ def outstanding(applied: Mapping[int, str], known: list[Migration], where: str) 
     return known[newest:]
 
 
-def migrate(connection: apsw.Connection, known: list[Migration], where: str, read_only: bool = False) -> None:
-    """Bring a SQLite database to the newest schema, in one transaction. `where` names it in errors.
+def migrate(connection: apsw.Connection, known: list[Migration], where: str, read_only: bool = False) -> int:
+    """Bring a SQLite database to the newest schema, in one transaction; returns the schema it had, 0 for none.
 
-    Two processes may do this at once. Raises NeedsPerson as `outstanding` does, for a database that belongs to some
-    other program, and, with `read_only`, for a schema that would have to be changed.
+    `where` names it in errors. Two processes may do this at once. Raises NeedsPerson as `outstanding` does, for a
+    database that belongs to some other program, and, with `read_only`, for a schema that would have to be changed.
     """
-    if not outstanding(_applied(connection, where), known, where):
-        return
+    applied = _applied(connection, where)
+    if not outstanding(applied, known, where):
+        return max(applied, default=0)
     if read_only:
-        raise NeedsPerson(f"{where} has an older schema, or none: start the worker on it once, then look again")
+        raise NeedsPerson(f"{where} {OLDER}")
     connection.execute("BEGIN IMMEDIATE")
     try:
         # Asked again: while this process waited for its turn another one may have migrated.
-        for migration in outstanding(_applied(connection, where), known, where):
+        applied = _applied(connection, where)
+        for migration in outstanding(applied, known, where):
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS schema_migrations "
                 "(number INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL) STRICT"
@@ -83,6 +87,7 @@ def migrate(connection: apsw.Connection, known: list[Migration], where: str, rea
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+    return max(applied, default=0)
 
 
 def _applied(connection: apsw.Connection, where: str) -> dict[int, str]:
@@ -92,4 +97,51 @@ def _applied(connection: apsw.Connection, where: str) -> dict[int, str]:
         return dict(rows)
     if tables:
         raise NeedsPerson(f"{where} belongs to another program (it has the table {min(tables)}): name another file")
+    return {}
+
+
+async def migrate_postgresql(connection: Any, known: list[Migration], where: str, read_only: bool = False) -> int:
+    """The same for PostgreSQL, in the first schema of the connection's (asyncpg's) search path.
+
+    The whole is one transaction here too: PostgreSQL takes back a CREATE TABLE like any other change.
+    """
+    applied = await _applied_postgresql(connection, where)
+    if not outstanding(applied, known, where):
+        return max(applied, default=0)
+    if read_only:
+        raise NeedsPerson(f"{where} {OLDER}")
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('perpline migrations', 0))")
+        applied = await _applied_postgresql(connection, where)
+        for migration in outstanding(applied, known, where):
+            await connection.execute(
+                "CREATE TABLE IF NOT EXISTS schema_migrations "
+                "(number bigint PRIMARY KEY, name text NOT NULL, checksum text NOT NULL)"
+            )
+            await connection.execute(migration.sql)
+            await connection.execute(
+                "INSERT INTO schema_migrations (number, name, checksum) VALUES ($1, $2, $3)",
+                migration.number,
+                migration.name,
+                migration.checksum,
+            )
+    return max(applied, default=0)
+
+
+async def _applied_postgresql(connection: Any, where: str) -> dict[int, str]:
+    if await connection.fetchval("SELECT current_schema()") is None:
+        raise NeedsPerson(f"{where}: the search path names no schema that is there: CREATE SCHEMA, or name another one")
+    found = await connection.fetch(
+        "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') "
+        "AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema()) "
+        "AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = pg_class.oid AND deptype = 'e')"  # an extension's
+    )
+    tables = {name for (name,) in found}
+    if "schema_migrations" in tables:
+        return dict(await connection.fetch("SELECT number, checksum FROM schema_migrations"))
+    if tables:
+        raise NeedsPerson(
+            f"{where} belongs to another program (it has the table {min(tables)}): name another database, or a schema "
+            "of its own with ?search_path=NAME"
+        )
     return {}

@@ -16,7 +16,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -26,8 +25,10 @@ import msgspec
 
 from perpline.common.errors import NeedsPerson, Unavailable
 from perpline.domain.candle import Candle
+from perpline.domain.messages import with_number
 from perpline.domain.signal import Decision, Message, Prediction
 from perpline.storage.migrate import migrate, migrations
+from perpline.storage.sql import named_queries
 from perpline.storage.store import TABLES, Gap, Row, Table
 
 OLDEST_SQLITE = (3, 51, 3)
@@ -61,7 +62,7 @@ class SqliteStore:
         self._write = _Lane(self.path, "writer")
         self._read = _Lane(self.path, "reader")
         self._checkpoint = _Lane(self.path, "checkpointer")
-        self._queries = named_queries()
+        self._queries = named_queries("sqlite")
         self._bulk = asyncio.Lock()
         self._wal_pages = 0
         self._checkpointing: asyncio.Task[None] | None = None
@@ -323,7 +324,8 @@ def _commit_decisions(
 ) -> list[Decision]:
     with _transaction(connection):
         new = _insert_decisions(connection, queries, decisions, t_commit)
-        lost = {_key(decision) for decision in decisions} - {_key(decision) for decision in new}
+        seq = {_key(decision): number for decision, number in new}
+        lost = {_key(decision) for decision in decisions} - seq.keys()
         _insert(
             connection,
             "predictions",
@@ -335,16 +337,22 @@ def _commit_decisions(
             connection,
             "outbox",
             Message.__struct_fields__[1:],
-            [msgspec.structs.astuple(message)[1:] for message in messages if _key(message) not in lost],
+            [_outbox_row(message, seq.get(_key(message))) for message in messages if _key(message) not in lost],
             "ON CONFLICT DO NOTHING",
         )
-        return new
+        return [decision for decision, _ in new]
+
+
+def _outbox_row(message: Message, seq: int | None) -> Row:
+    if message.kind == "signal" and seq is not None:
+        message = msgspec.structs.replace(message, payload=with_number(message.payload, "seq", seq))
+    return msgspec.structs.astuple(message)[1:]
 
 
 def _insert_decisions(
     connection: apsw.Connection, queries: dict[str, str], decisions: Sequence[Decision], t_commit: int
-) -> list[Decision]:
-    """Insert those whose key is free, each with the next seq of its slot and symbol; returns them."""
+) -> list[tuple[Decision, int]]:
+    """Insert those whose key is free, each with the next seq of its slot and symbol; returns both."""
     taken: set[Key] = set()
     last_seq: dict[tuple[str, str], int] = {}
     for slot in {decision.slot for decision in decisions}:
@@ -361,7 +369,7 @@ def _insert_decisions(
             taken.add(_key(decision))
             seq = last_seq[decision.slot, decision.symbol] + 1
             last_seq[decision.slot, decision.symbol] = seq
-            new.append(decision)
+            new.append((decision, seq))
             rows.append((*msgspec.structs.astuple(decision), seq, t_commit))
     _insert(connection, "signals", (*Decision.__struct_fields__, "seq", "t_commit"), rows, "")
     return new
@@ -397,13 +405,6 @@ def _row_counts(connection: apsw.Connection, queries: dict[str, str]) -> dict[st
 
 def _fetch(connection: apsw.Connection, query: str, values: Row) -> list[Row]:
     return connection.execute(query, values).fetchall()
-
-
-def named_queries() -> dict[str, str]:
-    """The statements of queries.sql by name."""
-    text = (files("perpline.storage") / "sql" / "sqlite" / "queries.sql").read_text(encoding="utf-8")
-    named = (part.partition("\n") for part in text.split("-- name: ")[1:])
-    return {name.strip(): query for name, _, query in named}
 
 
 def _version(text: str) -> tuple[int, ...]:

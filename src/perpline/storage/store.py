@@ -162,7 +162,8 @@ class Store(Protocol):
         """Store decisions, predictions and outbox messages in one transaction; returns the decisions that were new.
 
         The unique key (slot, symbol, close_time) decides who won: a decision that is already there stays as it is, and
-        its prediction and message are not stored either. Each new decision gets the next `seq` of its slot and symbol.
+        its prediction and message are not stored either. Each new decision gets the next `seq` of its slot and symbol,
+        and so does the payload of its message of kind "signal" (`messages.with_number(payload, "seq", seq)`).
         Messages' `id` is ignored and assigned here; those of kind "close" are stored if new by the same key.
         """
 

@@ -1,7 +1,6 @@
 import io
 import json
 import logging
-import math
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +8,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perpline.common.telemetry import LatencyWindow, RateCounter, configure_logging
+from perpline.common.telemetry import LatencyWindow, configure_logging
 
 
 class Terminal(io.StringIO):
@@ -113,39 +112,3 @@ def test_no_latencies_have_no_quantiles() -> None:
 def test_a_quantile_outside_zero_to_one_is_refused() -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         LatencyWindow().quantile(99)
-
-
-@given(rate=st.integers(1, 50), start=st.floats(0, 1e6, allow_subnormal=False), seconds=st.integers(11, 60))
-def test_a_steady_stream_has_its_rate(rate: int, start: float, seconds: int) -> None:
-    start = math.floor(start)
-    counter = RateCounter(start)
-    for second in range(seconds):
-        for event in range(rate):
-            counter.add(start + second + event / rate)
-
-    assert counter.per_second(start + seconds) == rate
-    assert counter.total == rate * seconds
-
-
-def test_after_ten_silent_seconds_the_rate_is_nothing() -> None:
-    counter = RateCounter(0.0)
-    for event in range(200):
-        counter.add(event / 10)
-
-    assert [counter.per_second(20 + silent) for silent in (0, 5, 10, 500)] == [10.0, 5.0, 0.0, 0.0]
-
-
-def test_a_rate_is_told_before_ten_seconds_have_passed() -> None:
-    counter = RateCounter(100.5)
-    counter.add(100.6, 8)
-
-    assert counter.per_second(100.7) == 8.0
-    assert counter.per_second(104.5) == 2.0
-
-
-def test_events_after_a_long_silence_count_for_themselves() -> None:
-    counter = RateCounter(0.0)
-    counter.add(1.0, 1000)
-    counter.add(5000.0, 30)
-
-    assert counter.per_second(5001.0) == 3.0

@@ -38,7 +38,7 @@ class Asked:
 
 
 @asynccontextmanager
-async def exchange(answer: Exchange, **settings: Any) -> AsyncIterator[Asked]:
+async def exchange(answer: Exchange, *, concurrency: int = 10, **settings: Any) -> AsyncIterator[Asked]:
     async def handle(request: web.Request) -> web.StreamResponse:
         asked.requests.append((request.path, dict(request.query)))
         found = answer(request)
@@ -50,7 +50,7 @@ async def exchange(answer: Exchange, **settings: Any) -> AsyncIterator[Asked]:
     app.router.add_get("/{path:.*}", handle)
     async with TestServer(app) as server:
         clock = ManualClock(NOW)
-        ledger = WeightLedger(clock)
+        ledger = WeightLedger(clock, concurrency=concurrency)
         asked = Asked(BinanceRest(str(server.make_url("/")), clock, ledger, **settings), ledger, clock)
         try:
             yield asked
@@ -571,3 +571,21 @@ async def test_a_recorded_exchange_info_lists_every_symbol() -> None:
         assert {instrument.symbol for instrument in instruments} == listed - {"OPENUSDT"}
         assert asked.rest.refused_rows == 1
     assert sum(instrument.is_trading_perpetual for instrument in instruments) > 300
+
+
+async def test_each_request_goes_out_with_the_priority_of_its_view() -> None:
+    async with exchange(lambda request: {"serverTime": 5}) as asked:
+        await asked.rest.server_time()
+        polls = asked.rest.at("polls")
+        await polls.server_time()
+        await polls.server_time()
+
+        requests = {name: entry["requests"] for name, entry in asked.ledger.facts()["by_priority"].items()}
+        assert requests == {"orders": 0, "reconcile": 0, "heal": 1, "polls": 2, "bulk": 0}
+
+
+async def test_views_of_other_priorities_share_rows_counted_and_connections() -> None:
+    async with exchange(lambda request: {"symbols": [SYMBOL, {**SYMBOL, "symbol": 5}]}) as asked:
+        await asked.rest.at("bulk").instruments()
+
+        assert asked.rest.refused_rows == 1

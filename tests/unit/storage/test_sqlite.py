@@ -13,6 +13,7 @@ from msgspec.structs import fields
 from perpline.common.errors import NeedsPerson, Unavailable
 from perpline.domain.signal import Decision, Message, Prediction, Status
 from perpline.storage import sqlite
+from perpline.storage.sql import named_queries
 from perpline.storage.sqlite import SqliteStore
 from perpline.storage.store import TABLES, Gap
 
@@ -248,7 +249,7 @@ async def test_the_schema_has_the_columns_that_the_code_names(store: SqliteStore
 async def test_no_question_of_the_decision_path_walks_a_whole_table(store: SqliteStore) -> None:
     await store.close()
     connection = apsw.Connection(str(store.path), flags=apsw.SQLITE_OPEN_READONLY)
-    queries = sqlite.named_queries()
+    queries = named_queries("sqlite")
 
     def plan(name: str) -> str:
         steps = connection.execute(

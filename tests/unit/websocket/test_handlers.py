@@ -1,6 +1,7 @@
 """What the three handlers keep, and what they hand on."""
 
 from collections import defaultdict
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -262,7 +263,7 @@ def test_book_minutes_equal_a_reading_of_the_whole_history(steps: list[tuple[int
 
 def whole_history(books: list[BookTicker]) -> dict[int, tuple]:
     """The rows by minute, from all segments in which a book stood and all steps from one to the next."""
-    segments = [(before.updated_at, after.updated_at, before) for before, after in zip(books, books[1:], strict=False)]
+    segments = [(before.updated_at, after.updated_at, before) for before, after in pairwise(books)]
     by_minute = defaultdict(list)
     for each in books:
         by_minute[each.updated_at // MINUTE * MINUTE].append(each)
@@ -277,7 +278,7 @@ def whole_history(books: list[BookTicker]) -> dict[int, tuple]:
         last = own[-1]
         spread = sum(ms * each.spread_bps for ms, each in stood) / total if total else last.spread_bps
         imbalance = sum(ms * weight(each) for ms, each in stood) / total if total else weight(last)
-        flow = sum(step(before, after) for before, after in zip(books, books[1:], strict=False) if after in own)
+        flow = sum(step(before, after) for before, after in pairwise(books) if after in own)
         lag = sum(each.received_at - each.updated_at for each in own) / len(own)
         found[minute] = (
             *("BTCUSDT", minute, last.bid, last.bid_qty, last.ask, last.ask_qty),

@@ -1,7 +1,7 @@
 """Binance's market data over REST, in the words of `exchange.ports`."""
 
-import asyncio
 from collections.abc import Mapping
+from copy import copy
 from decimal import Decimal
 from itertools import pairwise
 from typing import TypeVar
@@ -26,6 +26,7 @@ from perpline.domain.market import (
     Ratio,
 )
 from perpline.exchange.binance import endpoints
+from perpline.exchange.binance.budget import Priority
 from perpline.exchange.binance.endpoints import Endpoint
 from perpline.exchange.binance.errors import banned_until_ms, read_error, refusal_in
 from perpline.exchange.binance.messages import (
@@ -58,8 +59,8 @@ class BinanceRest:
     """`MarketRest` over aiohttp. Reads only.
 
     A read that fails on the way (no connection, timeout, torn body, 5xx) is sent up to four times, 200, 400 and 800 ms
-    of wall time apart; 429 and 418 never are, and they stop every request through the ledger. At most `concurrency`
-    requests are under way. `refused_rows` counts rows of all-market answers that made no sense and were left out.
+    of wall time apart; 429 and 418 never are, and they stop every request through the ledger, which also says when a
+    request may go out and how many may be under way. Each has a priority: "heal" here, another one through `at`.
     """
 
     def __init__(
@@ -70,18 +71,26 @@ class BinanceRest:
         session: aiohttp.ClientSession | None = None,
         *,
         timeout_s: float = 10.0,
-        concurrency: int = 10,
         max_body: int = 32 << 20,
     ) -> None:
         self.weight = weight
-        self.refused_rows = 0
         self._base_url = base_url.rstrip("/")
         self._clock = clock
-        self._session = session
-        self._own_session = session is None
+        self._link = _Link(session, session is None)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
-        self._slots = asyncio.Semaphore(concurrency)
         self._max_body = max_body
+        self._priority: Priority = "heal"
+
+    @property
+    def refused_rows(self) -> int:
+        """Rows of all-market answers that made no sense and were left out, at any priority."""
+        return self._link.refused_rows
+
+    def at(self, priority: Priority) -> "BinanceRest":
+        """The same connections and ledger, for requests of this priority. Closing either closes both."""
+        other = copy(self)
+        other._priority = priority
+        return other
 
     async def server_time(self) -> int:
         body, _ = await self._get(ServerTimeBody, endpoints.SERVER_TIME)
@@ -104,7 +113,7 @@ class BinanceRest:
     async def instruments(self) -> list[Instrument]:
         body, answer = await self._get(_ExchangeInfo, endpoints.EXCHANGE_INFO)
         found = [_instrument(row) for row in self._sound_rows(answer, body.symbols, SymbolRow)]
-        self.refused_rows += found.count(None)
+        self._link.refused_rows += found.count(None)
         return [instrument for instrument in found if instrument is not None]
 
     async def quote_volumes_24h(self) -> dict[str, float]:
@@ -286,9 +295,10 @@ class BinanceRest:
         return rates
 
     async def close(self) -> None:
-        if self._session is not None and self._own_session:
-            await self._session.close()
-            self._session = None
+        await self.weight.close()
+        if self._link.session is not None and self._link.is_ours:
+            await self._link.session.close()
+            self._link.session = None
 
     async def _get(self, shape: type[T], endpoint: Endpoint, **params: str | int) -> tuple[T, "_Answer"]:
         """The answer's content and its times. Raises what `exchange.ports` promises."""
@@ -308,16 +318,13 @@ class BinanceRest:
         self, shape: type[T], endpoint: Endpoint, params: Mapping[str, str | int]
     ) -> tuple[T, "_Answer"]:
         what = f"GET {endpoint.path}" + (f" {params['symbol']}" if "symbol" in params else "")
-        # First the ledger, then a slot: whoever waits for a pool to drain keeps no slot from a candle in a hurry.
-        await self.weight.acquire(endpoint.cost, endpoint.pool)
-        async with self._slots:
-            self.weight.check()
-            if self._session is None:
-                self._session = aiohttp.ClientSession()
-            sent_in = self.weight.sent()
+        permit = await self.weight.acquire(endpoint.cost, endpoint.pool, priority=self._priority)
+        try:
+            if self._link.session is None:
+                self._link.session = aiohttp.ClientSession()
             sent_us = self._clock.now_us()
             try:
-                async with self._session.get(
+                async with self._link.session.get(
                     self._base_url + endpoint.path, params=params, timeout=self._timeout, allow_redirects=False
                 ) as response:
                     body = await self._bounded_body(response, what)
@@ -329,11 +336,15 @@ class BinanceRest:
                 # Only the kind of failure: aiohttp's own texts hold the whole address.
                 raise Unavailable(f"{what}: {type(error).__name__}") from None
             received_us = self._clock.now_us()
-        used_weight = response.headers.get("X-MBX-USED-WEIGHT-1M", "")
-        if _is_count(used_weight):
-            self.weight.observe(int(used_weight), sent_in)
-        if response.status != 200:
-            raise self._failure(what, response, body)
+            used_weight = response.headers.get("X-MBX-USED-WEIGHT-1M", "")
+            if _is_count(used_weight):
+                self.weight.observe(int(used_weight), permit)
+            failure = None if response.status == 200 else self._failure(what, response, body)
+        finally:
+            # After a 429 has blocked the ledger, or the next one in line would go out into it.
+            self.weight.done(permit)
+        if failure is not None:
+            raise failure
         self.weight.succeeded()
         return _decoded(body, shape, what), _Answer(what, sent_us, received_us)
 
@@ -361,7 +372,7 @@ class BinanceRest:
             try:
                 sound.append(msgspec.json.decode(row, type=shape, strict=False))
             except _UNREADABLE:
-                self.refused_rows += 1
+                self._link.refused_rows += 1
         if rows and not sound:
             raise Malformed(f"{answer.what}: none of {len(rows)} rows makes sense")
         return sound
@@ -369,6 +380,14 @@ class BinanceRest:
     def _asked_at(self, answer: "_Answer") -> int:
         """The exchange's time just before the request left, as we estimate it, milliseconds."""
         return answer.sent_us // 1000 + self._clock.offset_ms
+
+
+class _Link(Struct):
+    """What a BinanceRest has in common with those made by `at`."""
+
+    session: aiohttp.ClientSession | None
+    is_ours: bool
+    refused_rows: int = 0
 
 
 class _Answer(Struct, frozen=True):

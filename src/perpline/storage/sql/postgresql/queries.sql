@@ -1,0 +1,71 @@
+-- Every statement but the generated inserts, each under its name.
+
+-- name: decided
+-- Which of the rows ($1 slot, $2 symbol, $3 close_time) are in `signals`. The bounds $4 and $5 leave only their days.
+SELECT s.slot, s.symbol, s.close_time
+FROM unnest($1::text[], $2::text[], $3::bigint[]) AS asked (slot, symbol, close_time)
+JOIN signals AS s
+    ON s.slot = asked.slot COLLATE "C" AND s.symbol = asked.symbol COLLATE "C" AND s.close_time = asked.close_time
+WHERE s.close_time BETWEEN $4 AND $5;
+
+-- name: last_seqs
+SELECT q.slot, q.symbol, q.seq, q.close_time
+FROM unnest($1::text[], $2::text[]) AS asked (slot, symbol)
+JOIN signal_seqs AS q ON q.slot = asked.slot COLLATE "C" AND q.symbol = asked.symbol COLLATE "C";
+
+-- name: last_decided
+SELECT symbol, close_time FROM signal_seqs WHERE slot = $1;
+
+-- name: last_signals
+SELECT symbol, side, max(close_time) FROM signals
+WHERE slot = $1 AND close_time >= $2 AND status = 'ok' GROUP BY symbol, side;
+
+-- name: decision_rows
+SELECT symbol, close_time, status FROM signals WHERE slot = $1 AND close_time BETWEEN $2 AND $3
+ORDER BY close_time, symbol;
+
+-- name: pending_messages
+SELECT id, kind, slot, symbol, close_time, payload, valid_until
+FROM outbox WHERE published_at IS NULL ORDER BY id LIMIT $1;
+
+-- name: mark_published
+-- A second mark keeps the first time. Locked in the order of ids, or two publishers could wait for each other.
+UPDATE outbox SET published_at = $1
+WHERE id IN (SELECT id FROM outbox WHERE id = ANY($2::bigint[]) AND published_at IS NULL ORDER BY id FOR UPDATE);
+
+-- name: open_gap
+-- The update changes nothing; without it the row that is there already would not be returned.
+INSERT INTO gaps (symbol, series, from_time, to_time, cause, detected_at) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (symbol, series, from_time, to_time) WHERE repaired_at IS NULL DO UPDATE SET cause = gaps.cause
+RETURNING id;
+
+-- name: close_gap
+UPDATE gaps SET repaired_at = $2, repaired_by = $3 WHERE id = $1 AND repaired_at IS NULL;
+
+-- name: gaps
+SELECT id, symbol, series, from_time, to_time, cause, detected_at, repaired_at, repaired_by
+FROM gaps WHERE repaired_at IS NULL OR NOT $1 ORDER BY id;
+
+-- name: columns
+-- Every table but the partitions, with its columns and their types.
+SELECT c.relname, a.attname, format_type(a.atttypid, NULL)
+FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
+WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema()) AND c.relkind IN ('r', 'p') AND NOT c.relispartition
+    AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY c.relname, a.attnum;
+
+-- name: partitioned
+-- Each partitioned table with the column that its days are of.
+SELECT c.relname, a.attname
+FROM pg_partitioned_table AS p
+JOIN pg_class AS c ON c.oid = p.partrelid
+JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = p.partattrs[0]
+WHERE c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema());
+
+-- name: partitions
+SELECT parent.relname, child.relname
+FROM pg_inherits AS i
+JOIN pg_class AS parent ON parent.oid = i.inhparent
+JOIN pg_class AS child ON child.oid = i.inhrelid
+WHERE parent.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())
+AND parent.relkind = 'p' AND child.relkind = 'r';

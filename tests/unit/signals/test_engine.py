@@ -1,0 +1,646 @@
+"""Exactly one row for every symbol and minute, whatever store, model, clock and the end of the process do."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import apsw
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from perpline.bus.memory import MemoryBus
+from perpline.common.clock import ManualClock
+from perpline.common.errors import Unavailable
+from perpline.domain.candle import Candle, KlineUpdate, closed_candle
+from perpline.domain.instrument import Instrument
+from perpline.domain.market import BookTicker, MarkPrice
+from perpline.features.live import LiveFeatures
+from perpline.inference.baseline import Baseline
+from perpline.signals.engine import Market, SignalEngine
+from perpline.signals.publisher import Publisher
+from perpline.storage.sqlite import SqliteStore
+from running import eventually
+
+MINUTE = 60_000
+T0 = 1_790_000_040_000
+"""A close boundary."""
+SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
+
+
+class Always:
+    """A model that is as sure of every symbol as it is told to be."""
+
+    model_id = "always-1"
+    features, schema_hash = Baseline.features, Baseline.schema_hash
+    critical: tuple[str, ...] = ()
+    rule, label_hash = Baseline.rule, Baseline.label_hash
+    threshold, ev_min_bp = 0.58, 0.0
+
+    def __init__(self, p_long: float = 0.5) -> None:
+        self.p_long = p_long
+        self.asked: list[int] = []
+
+    def predict(self, vectors: Any) -> Any:
+        self.asked.append(len(vectors))
+        return np.array([[self.p_long, 1 - self.p_long]] * len(vectors))
+
+
+class Broken(Always):
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def predict(self, vectors: Any) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+class AwayStore(SqliteStore):
+    """A store whose commits fail while it is away, or hang while it is frozen; a frozen one has written nothing."""
+
+    away = False
+    frozen = False
+    refused = 0
+
+    async def commit_decisions(self, *arguments: Any) -> Any:
+        while self.frozen:
+            await asyncio.sleep(0.001)
+        if self.away:
+            self.refused += 1
+            raise Unavailable("the database is locked")
+        return await super().commit_decisions(*arguments)
+
+
+class Bench:
+    """An engine with a real store, memory bus and features, at a time that the test sets.
+
+    Every symbol has a full window, a mark price and a book; `close` delivers the candle of the minute that ended at T.
+    """
+
+    def __init__(self, store: SqliteStore, clock: ManualClock, model: Any, symbols: Sequence[str] = SYMBOLS) -> None:
+        self.store, self.clock, self.symbols = store, clock, symbols
+        self.features = LiveFeatures(symbols)
+        self.bus = MemoryBus()
+        self.marks: dict[str, MarkPrice] = {}
+        self.books: dict[str, BookTicker] = {}
+        self.candles: dict[str, Candle] = {}
+        self.heard = self.bus.subscribe()
+        self.publisher = Publisher(store, self.bus, clock, None, on_published=self.published)  # type: ignore[arg-type]
+        step = Decimal("0.1")
+        instrument = Instrument("BTCUSDT", "BTC", "USDT", "PERPETUAL", "TRADING", 0, step, step, step, step)
+        self.engine = SignalEngine(
+            clock=clock,
+            store=store,
+            features=self.features,
+            model=model,
+            market=Market(self.marks.get, self.books.get, self.candles.get, lambda symbol: instrument),
+            slot="champion",
+            decide_within_s=30.0,
+            wake_publisher=self.publisher.wake,
+        )
+        newest = clock.now_ms() - clock.now_ms() % MINUTE
+        for symbol in symbols:
+            for n in range(LiveFeatures.lookback_min, 0, -1):
+                self.features.add(candle(symbol, newest - n * MINUTE))
+
+    def published(self, messages: Any, wall_us: int) -> None:
+        self.engine.on_published(messages)
+
+    def close(self, close_time: int, symbols: Iterable[str] | None = None) -> None:
+        """The closing candles of T, and marks and books that are fresh then."""
+        for symbol in self.symbols if symbols is None else symbols:
+            self.marks[symbol] = MarkPrice(symbol, 100.0, 100.0, 0.0001, 0, close_time - 500, close_time - 490)
+            self.books[symbol] = BookTicker(symbol, 99.9, 1.0, 100.1, 1.0, 1, close_time - 100, close_time - 90)
+            self.candles[symbol] = candle(symbol, close_time - MINUTE, received_us=self.clock.now_us())
+            self.features.add(self.candles[symbol])
+            self.engine.on_1m_candle_close(symbol, close_time)
+
+
+def candle(symbol: str, open_time: int, received_us: int = 0) -> Candle:
+    minute = open_time // MINUTE
+    close = 100.0 + (minute * 7919 % 13) / 100
+    update = KlineUpdate(
+        symbol=symbol,
+        interval="1m",
+        open_time=open_time,
+        close_time=open_time + MINUTE - 1,
+        open=100.0,
+        high=101.0,
+        low=99.0,
+        close=close,
+        volume=5.0,
+        quote_volume=500.0,
+        trades=5,
+        taker_buy_volume=2.0 + minute % 3 / 10,
+        taker_buy_quote_volume=200.0,
+        closed=True,
+        source="ws",
+        event_time=open_time + MINUTE,
+        received_at=open_time + MINUTE,
+        received_us=received_us,
+    )
+    return closed_candle(update)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[AwayStore]:
+    store = AwayStore(tmp_path / "perpline.db")
+    await store.open()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Callable[..., list[Any]]:
+    def rows(query: str, *values: object) -> list[Any]:
+        connection = apsw.Connection(str(tmp_path / "perpline.db"), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            return connection.execute(query, values).fetchall()
+        finally:
+            connection.close()
+
+    return rows
+
+
+async def bench(store: SqliteStore, model: Any = None, at: int = T0, symbols: Sequence[str] = SYMBOLS) -> Bench:
+    """An engine that has recovered at this time."""
+    made = Bench(store, ManualClock(at), Always() if model is None else model, symbols)
+    await made.engine.recover(symbols)
+    return made
+
+
+@asynccontextmanager
+async def running(made: Bench) -> AsyncIterator[None]:
+    task = asyncio.create_task(made.engine.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+STATUSES = "SELECT symbol, close_time, status FROM signals ORDER BY close_time, symbol"
+
+
+# ---- a minute as it should be
+
+
+async def test_all_that_is_due_together_is_decided_in_one_batch(store: AwayStore, rows: Any) -> None:
+    model = Always()
+    made = await bench(store, model)
+    made.clock.set_ms(T0 + MINUTE + 200)
+    made.close(T0 + MINUTE)
+    await made.engine.drain()
+
+    assert model.asked == [3]
+    assert made.engine.batches == 1
+    assert rows(STATUSES) == [(symbol, T0 + MINUTE, "flat") for symbol in SYMBOLS]
+    assert rows("SELECT DISTINCT xs_n FROM signals") == [(3,)]
+    assert rows("SELECT count(*) FROM predictions") == [(3,)]
+
+
+async def test_each_row_says_what_it_was_decided_on_and_when(store: AwayStore, rows: Any) -> None:
+    made = await bench(store, Always(0.9))
+    made.clock.set_ms(T0 + MINUTE + 200)
+    made.close(T0 + MINUTE, ["BTCUSDT"])
+    await made.engine.drain()
+
+    columns = (
+        "status, side, model_id, p_cal, tp_price, sl_price, ref_mark, bid, ask, valid_until, t_candle_recv, t_commit"
+    )
+    assert rows(f"SELECT {columns} FROM signals") == [
+        (
+            *("ok", 1, "always-1", 0.9, "101.0", "99.0", "100", "99.9", "100.1"),
+            *(T0 + MINUTE + 30_000, (T0 + MINUTE + 200) * 1000, (T0 + MINUTE + 200) * 1000),
+        )
+    ]
+    assert rows("SELECT hex(features) = '' FROM predictions") == [(0,)]
+
+
+async def test_an_engine_that_runs_decides_as_soon_as_something_is_due(store: AwayStore, rows: Any) -> None:
+    made = await bench(store)
+    async with running(made):
+        for minute in (1, 2, 3):
+            made.clock.set_ms(T0 + minute * MINUTE + 100)
+            made.close(T0 + minute * MINUTE)
+            await eventually(lambda: made.engine.by_status["flat"] == 3 * minute)  # noqa: B023
+
+    assert len(rows(STATUSES)) == 9
+
+
+async def test_signals_are_published_once_each_and_the_minute_is_closed_by_one_message(store: AwayStore) -> None:
+    made = await bench(store)
+    for minute in (1, 2):
+        made.clock.set_ms(T0 + minute * MINUTE + 100)
+        made.close(T0 + minute * MINUTE, SYMBOLS[:2])
+        await made.engine.drain()
+        made.close(T0 + minute * MINUTE, SYMBOLS[2:])
+        await made.engine.drain()
+        await made.publisher.flush()
+
+    heard = [await made.heard.__anext__() for _ in range(8)]
+    assert Counter(each.channel for each in heard) == {"sig.close": 2, **{f"sig.{symbol}": 2 for symbol in SYMBOLS}}
+    [first, _] = [json.loads(each.payload) for each in heard if each.channel == "sig.close"]
+    assert (first["T"], first["n"], first["statuses"]) == (T0 + MINUTE, 3, {"flat": 3})
+    for symbol in SYMBOLS:
+        assert [entry.id for entry in made.bus.stream("champion", symbol)] == [
+            f"{T0 + MINUTE}-0",
+            f"{T0 + 2 * MINUTE}-0",
+        ]
+
+
+async def test_latency_counts_from_the_last_symbols_closing_frame_to_published(store: AwayStore) -> None:
+    made = await bench(store)
+    made.clock.set_ms(T0 + MINUTE + 100)
+    made.close(T0 + MINUTE, SYMBOLS[:2])
+    made.clock.set_ms(T0 + MINUTE + 150)
+    made.close(T0 + MINUTE, SYMBOLS[2:])
+    await made.engine.drain()
+    made.clock.set_ms(T0 + MINUTE + 157)
+    await made.publisher.flush()
+
+    assert made.engine.close_to_signal_ms.summary() == {"p50": 7.0, "p99": 7.0}
+    assert made.engine.market_close_to_signal_ms.summary() == {"p50": 157.0, "p99": 157.0}
+    assert made.engine.undecided == []
+
+
+# ---- minutes that are not decided
+
+
+async def test_a_close_that_is_not_known_by_its_deadline_is_one_row_skipped_missed(store: AwayStore, rows: Any) -> None:
+    made = await bench(store)
+    async with running(made):
+        made.clock.set_ms(T0 + MINUTE + 100)
+        made.close(T0 + MINUTE, SYMBOLS[:2])
+        await eventually(lambda: made.engine.by_status["flat"] == 2)
+        made.clock.set_ms(T0 + MINUTE + 29_900)
+        await asyncio.sleep(0.05)
+        assert made.engine.by_status["skipped_missed"] == 0
+        made.clock.set_ms(T0 + MINUTE + 30_100)
+        await eventually(lambda: made.engine.by_status["skipped_missed"] == 1)
+
+    assert rows(STATUSES) == [
+        ("BTCUSDT", T0 + MINUTE, "flat"),
+        ("ETHUSDT", T0 + MINUTE, "flat"),
+        ("SOLUSDT", T0 + MINUTE, "skipped_missed"),
+    ]
+    [(payload,)] = rows("SELECT payload FROM outbox WHERE kind = 'close'")
+    assert json.loads(payload)["statuses"] == {"flat": 2, "skipped_missed": 1}
+
+
+async def test_a_close_that_comes_late_is_not_decided_late(store: AwayStore, rows: Any) -> None:
+    made = await bench(store)
+    made.clock.set_ms(T0 + MINUTE + 30_001)
+    made.close(T0 + MINUTE)
+    await made.engine.drain()
+
+    assert {status for _, _, status in rows(STATUSES)} == {"skipped_missed"}
+    assert made.engine.by_status == {"skipped_missed": 3}
+
+
+async def test_a_close_known_at_the_very_last_moment_is_decided(store: AwayStore, rows: Any) -> None:
+    made = await bench(store)
+    made.clock.set_ms(T0 + MINUTE + 30_000)
+    made.close(T0 + MINUTE)
+    await made.engine.drain()
+
+    assert {status for _, _, status in rows(STATUSES)} == {"flat"}
+
+
+async def test_minutes_that_a_delivery_jumps_over_are_missed(store: AwayStore, rows: Any) -> None:
+    made = await bench(store, symbols=("BTCUSDT",))
+    made.clock.set_ms(T0 + 4 * MINUTE + 100)
+    made.close(T0 + 4 * MINUTE)
+    await made.engine.drain()
+
+    assert [(t, status) for _, t, status in rows(STATUSES)] == [
+        (T0 + MINUTE, "skipped_missed"),
+        (T0 + 2 * MINUTE, "skipped_missed"),
+        (T0 + 3 * MINUTE, "skipped_missed"),
+        (T0 + 4 * MINUTE, "skipped_gap"),
+    ]
+
+
+async def test_what_was_missed_is_never_published_to_the_trade_stream(store: AwayStore) -> None:
+    made = await bench(store)
+    made.clock.set_ms(T0 + MINUTE + 40_000)
+    made.close(T0 + MINUTE)
+    await made.engine.drain()
+    await made.publisher.flush()
+
+    assert [made.bus.stream("champion", symbol) for symbol in SYMBOLS] == [[], [], []]
+
+
+async def test_a_candle_delivered_again_is_not_decided_again(store: AwayStore, rows: Any) -> None:
+    made = await bench(store)
+    made.clock.set_ms(T0 + MINUTE + 100)
+    made.close(T0 + MINUTE)
+    await made.engine.drain()
+    for symbol in SYMBOLS:
+        made.engine.on_1m_candle_close(symbol, T0 + MINUTE)
+        made.engine.on_1m_candle_close(symbol, T0)
+    made.engine.on_1m_candle_close("UNKNOWNUSDT", T0 + MINUTE)
+    await made.engine.drain()
+
+    assert len(rows(STATUSES)) == 3
+
+
+# ---- abstentions
+
+
+async def test_a_model_that_raises_or_answers_nonsense_costs_the_decision_and_nothing_else(
+    store: AwayStore, rows: Any
+) -> None:
+    answers = [RuntimeError("out of memory"), np.zeros((3, 5)), "nonsense", np.full((3, 2), 7.0), np.zeros(3)]
+    made = await bench(store, Broken(None))
+    for minute, answer in enumerate(answers, 1):
+        made.engine._model.answer = answer
+        made.clock.set_ms(T0 + minute * MINUTE + 100)
+        made.close(T0 + minute * MINUTE)
+        with capture_logs():
+            await made.engine.drain()
+
+    assert {status for _, _, status in rows(STATUSES)} == {"skipped_model"}
+    assert len(rows(STATUSES)) == 3 * len(answers)
+    details = [detail for (detail,) in rows("SELECT DISTINCT detail FROM signals ORDER BY close_time")]
+    assert details[0] == "the model failed: RuntimeError: out of memory"
+
+
+async def test_a_symbol_without_mark_price_or_book_abstains(store: AwayStore, rows: Any) -> None:
+    made = await bench(store, Always(0.9), symbols=("BTCUSDT",))
+    made.clock.set_ms(T0 + MINUTE + 100)
+    made.close(T0 + MINUTE)
+    made.marks.clear()
+    await made.engine.drain()
+
+    assert rows("SELECT status, side, detail FROM signals") == [("skipped_stale", 0, "no mark price yet")]
+
+
+async def test_after_a_signal_the_same_side_pauses_also_over_a_restart(store: AwayStore, rows: Any) -> None:
+    made = await bench(store, Always(0.9), symbols=("BTCUSDT",))
+    made.clock.set_ms(T0 + MINUTE + 100)
+    made.close(T0 + MINUTE)
+    await made.engine.drain()
+    again = await bench(store, Always(0.9), at=T0 + MINUTE + 20_000, symbols=("BTCUSDT",))
+    for minute in range(2, 18):
+        again.clock.set_ms(T0 + minute * MINUTE + 100)
+        again.close(T0 + minute * MINUTE)
+        await again.engine.drain()
+
+    assert [status for _, _, status in rows(STATUSES)] == ["ok", *["cooldown"] * 14, "ok", "cooldown"]
+
+
+# ---- a store that is away
+
+
+async def test_while_the_store_is_away_decisions_wait_and_none_is_lost_or_made_twice(
+    store: AwayStore, rows: Any
+) -> None:
+    made = await bench(store)
+    async with running(made):
+        store.away = True
+        made.clock.set_ms(T0 + MINUTE + 100)
+        made.close(T0 + MINUTE)
+        while store.refused < 3:
+            made.clock.advance(0.1)
+            await asyncio.sleep(0.002)
+        store.away = False
+        made.clock.advance(3.0)
+        await eventually(lambda: made.engine.by_status["flat"] == 3)
+
+    assert rows(STATUSES) == [(symbol, T0 + MINUTE, "flat") for symbol in SYMBOLS]
+    assert rows("SELECT count(*) FROM outbox WHERE kind = 'signal'") == [(3,)]
+
+
+async def test_what_waits_behind_a_store_that_is_away_for_minutes_has_a_row_in_the_end(
+    store: AwayStore, rows: Any
+) -> None:
+    made = await bench(store)
+    async with running(made):
+        store.frozen = True
+        for minute in (1, 2, 3):
+            made.clock.set_ms(T0 + minute * MINUTE + 100)
+            for symbol in SYMBOLS:  # one by one: each may be in flight, waiting or overtaken
+                made.close(T0 + minute * MINUTE, [symbol])
+                await asyncio.sleep(0.005)
+        store.frozen = False
+        await eventually(lambda: sum(made.engine.by_status.values()) == 9)
+
+    found = {(symbol, t): status for symbol, t, status in rows(STATUSES)}
+    assert len(rows(STATUSES)) == len(found) == 9
+    assert {found[symbol, T0 + 3 * MINUTE] for symbol in SYMBOLS} == {"flat"}
+    assert set(found.values()) == {"flat", "skipped_missed"}
+
+
+async def test_a_decision_is_made_on_the_features_of_its_own_minute(store: AwayStore, rows: Any) -> None:
+    """A symbol that waits while the store hangs must not be decided with the features of a later minute."""
+    made = await bench(store)
+    async with running(made):
+        store.frozen = True
+        made.clock.set_ms(T0 + MINUTE + 100)
+        made.close(T0 + MINUTE, ["BTCUSDT"])
+        await asyncio.sleep(0.01)
+        made.close(T0 + MINUTE, ["ETHUSDT"])
+        made.clock.set_ms(T0 + 2 * MINUTE + 100)
+        made.close(T0 + 2 * MINUTE, ["ETHUSDT"])
+        store.frozen = False
+        await eventually(lambda: made.engine.by_status["flat"] == 2)
+
+    own = dict(rows("SELECT close_time, features FROM predictions WHERE symbol = 'ETHUSDT'"))
+    assert own.keys() == {T0 + 2 * MINUTE}
+    assert own[T0 + 2 * MINUTE] == made.features.vectors(["ETHUSDT"]).astype("<f4").tobytes()
+
+
+async def test_a_stop_while_the_store_is_away_keeps_what_was_due_for_the_drain_at_the_end(
+    store: AwayStore, rows: Any
+) -> None:
+    made = await bench(store)
+    store.away = True
+    async with running(made):
+        made.clock.set_ms(T0 + MINUTE + 100)
+        made.close(T0 + MINUTE)
+        await eventually(lambda: store.refused)
+    store.away = False
+    await made.engine.drain()
+
+    assert rows(STATUSES) == [(symbol, T0 + MINUTE, "flat") for symbol in SYMBOLS]
+
+
+async def test_a_stop_in_the_middle_of_a_commit_decides_nothing_twice(store: AwayStore, rows: Any) -> None:
+    made = await bench(store)
+    made.clock.set_ms(T0 + MINUTE + 100)
+    made.close(T0 + MINUTE)
+    drain = asyncio.create_task(made.engine.drain())
+    await asyncio.sleep(0)  # the commit is on its way in the store's thread
+    drain.cancel()
+    with suppress(asyncio.CancelledError):
+        await drain
+    await made.engine.drain()
+
+    assert rows(STATUSES) == [(symbol, T0 + MINUTE, "flat") for symbol in SYMBOLS]
+    assert rows("SELECT count(*) FROM outbox WHERE kind = 'signal'") == [(3,)]
+    assert rows("SELECT count(*) FROM outbox WHERE kind = 'close'") == [(1,)]
+
+
+# ---- two processes, and one after the other
+
+
+async def test_two_engines_on_one_store_make_one_row_and_one_message_between_them(tmp_path: Path, rows: Any) -> None:
+    stores = [SqliteStore(tmp_path / "perpline.db") for _ in range(2)]
+    for each in stores:
+        await each.open()
+    pair = [await bench(each) for each in stores]
+    for minute in range(1, 6):
+        for made in pair:
+            made.clock.set_ms(T0 + minute * MINUTE + 100)
+            made.close(T0 + minute * MINUTE)
+        await asyncio.gather(*(made.engine.drain() for made in pair))
+    for each in stores:
+        await each.close()
+
+    assert Counter((symbol, t) for symbol, t, _ in rows(STATUSES)) == {
+        (symbol, T0 + minute * MINUTE): 1 for symbol in SYMBOLS for minute in range(1, 6)
+    }
+    assert rows("SELECT kind, count(*) FROM outbox GROUP BY kind ORDER BY kind") == [("close", 5), ("signal", 15)]
+    assert sum(sum(made.engine.by_status.values()) for made in pair) == 15
+
+
+async def test_after_a_downtime_every_minute_has_its_row_and_nothing_of_it_is_decided(
+    store: AwayStore, rows: Any
+) -> None:
+    made = await bench(store)
+    made.clock.set_ms(T0 + MINUTE + 100)
+    made.close(T0 + MINUTE)
+    await made.engine.drain()
+    again = await bench(store, at=T0 + 10 * MINUTE + 40_000)
+    await again.engine.drain()
+
+    for symbol in SYMBOLS:
+        own = [(t, status) for name, t, status in rows(STATUSES) if name == symbol]
+        assert own == [(T0 + MINUTE, "flat"), *((T0 + n * MINUTE, "skipped_missed") for n in range(2, 11))]
+
+
+async def test_the_minute_of_a_quick_restart_is_still_decided(store: AwayStore, rows: Any) -> None:
+    made = await bench(store)
+    made.clock.set_ms(T0 + MINUTE + 100)
+    made.close(T0 + MINUTE)
+    await made.engine.drain()
+    again = await bench(store, at=T0 + MINUTE + 59_000)
+    again.clock.set_ms(T0 + 2 * MINUTE + 12_000)
+    again.close(T0 + 2 * MINUTE)
+    await again.engine.drain()
+
+    assert [status for _, _, status in rows(STATUSES)] == ["flat"] * 6
+
+
+class Died(BaseException):
+    """The process is gone."""
+
+
+class DyingStore(SqliteStore):
+    """A store whose process dies at the n-th commit, before or after it is written."""
+
+    def __init__(self, path: Path, at: int, written: bool) -> None:
+        super().__init__(path)
+        self.left, self.written = at, written
+
+    async def commit_decisions(self, *arguments: Any) -> Any:
+        if self.left == 0 and not self.written:
+            raise Died
+        won = await super().commit_decisions(*arguments)
+        if self.left == 0:
+            raise Died
+        self.left -= 1
+        return won
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["before it is written", "after it was written"])
+@pytest.mark.parametrize("at", range(8))
+async def test_a_death_at_any_commit_leaves_one_row_a_minute(tmp_path: Path, rows: Any, at: int, written: bool) -> None:
+    """Five minutes in two batches each; the successor starts a minute and a half later, in the midst of the sixth."""
+    store = DyingStore(tmp_path / "perpline.db", at, written)
+    await store.open()
+    made = await bench(store)
+    died_at = T0
+    try:
+        for minute in range(1, 6):
+            died_at = T0 + minute * MINUTE
+            made.clock.set_ms(died_at + 100)
+            made.close(died_at, SYMBOLS[:1])
+            await made.engine.drain()
+            made.close(died_at, SYMBOLS[1:])
+            await made.engine.drain()
+    except Died:
+        pass
+    await store.close()
+
+    store = SqliteStore(tmp_path / "perpline.db")
+    await store.open()
+    again = await bench(store, at=died_at + 90_000)
+    await again.engine.drain()
+    last = died_at + 2 * MINUTE
+    again.clock.set_ms(last + 100)
+    again.close(last)
+    await again.engine.drain()
+    await again.publisher.flush()
+    await store.close()
+
+    counted = Counter((symbol, t) for symbol, t, _ in rows(STATUSES))
+    for symbol in {symbol for symbol, _ in counted}:
+        own = sorted(t for name, t in counted if name == symbol)
+        assert own == list(range(own[0], last + MINUTE, MINUTE))
+    assert set(counted.values()) == {1}
+    missed = {(symbol, t) for symbol, t, status in rows(STATUSES) if status == "skipped_missed"}
+    sent = set(rows("SELECT symbol, close_time FROM outbox WHERE kind = 'signal'"))
+    assert sent == counted.keys() - missed
+    assert rows("SELECT count(*) FROM outbox WHERE published_at IS NULL") == [(0,)]
+
+
+async def test_a_death_while_missed_minutes_are_written_loses_none_of_them(
+    tmp_path: Path, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of a downtime come before any newer one: a successor looks no further back than the newest row."""
+    monkeypatch.setattr("perpline.signals.engine.MISSED_AT_ONCE", 4)
+    path = tmp_path / "perpline.db"
+    for at in range(5):
+        store = DyingStore(path, at, written=True)
+        await store.open()
+        now = T0 + at * 20 * MINUTE
+        made = await bench(store, at=now + 40_000)
+        made.clock.set_ms(now + MINUTE + 100)
+        made.close(now + MINUTE)
+        with suppress(Died):
+            await made.engine.drain()
+        await store.close()
+
+    store = SqliteStore(path)
+    await store.open()
+    made = await bench(store, at=T0 + 100 * MINUTE + 40_000)
+    await made.engine.drain()
+    await store.close()
+
+    for symbol in SYMBOLS:
+        own = [t for name, t, _ in rows(STATUSES) if name == symbol]
+        assert own == list(range(T0 + MINUTE, T0 + 101 * MINUTE, MINUTE))
+
+
+async def test_a_minute_is_closed_by_the_symbols_that_are_followed_now(store: AwayStore, rows: Any) -> None:
+    made = await bench(store)
+    for minute, symbols in ((1, SYMBOLS), (2, ("BTCUSDT", "ETHUSDT"))):
+        made.clock.set_ms(T0 + minute * MINUTE + 100)
+        made.close(T0 + minute * MINUTE, symbols)
+        await made.engine.drain()
+    again = await bench(store, at=T0 + 2 * MINUTE + 5_000, symbols=("BTCUSDT", "SOLUSDT"))
+    again.engine.on_1m_candle_close("SOLUSDT", T0 + 2 * MINUTE)
+    await again.engine.drain()
+
+    closes = [json.loads(payload) for (payload,) in rows("SELECT payload FROM outbox WHERE kind = 'close' ORDER BY id")]
+    assert [(each["T"], each["n"]) for each in closes] == [(T0 + MINUTE, 3), (T0 + 2 * MINUTE, 2)]
