@@ -38,6 +38,7 @@ def surroundings() -> dict[str, str]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": f"{_processor()}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}",
         "load before": _load(),
+        **({"niceness": str(os.nice(0))} if hasattr(os, "nice") and os.nice(0) else {}),
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
         **{name: _version(name) for name in _LIBRARIES},
         "SQLite": apsw.sqlite_lib_version(),

@@ -1,5 +1,67 @@
-"""Puts this folder on the path, so that every test can import `running`, with asserts that show what they compared."""
+"""Puts this folder on the path, so that every test can import `running`; and the servers that tests share."""
+
+import os
+from collections.abc import Iterator
+from itertools import count
 
 import pytest
 
-pytest.register_assert_rewrite("running")
+from postgres_server import NoPostgres, PostgresDatabase, PostgresServer
+from valkey_server import NoValkey, ValkeyServer
+
+_numbers = count()
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The address of a PostgreSQL server, of a user who may make databases: PERPLINE_TEST_POSTGRES, or our own."""
+    given = os.environ.get("PERPLINE_TEST_POSTGRES")
+    if given:
+        yield given
+        return
+    try:
+        server = PostgresServer()
+    except (NoPostgres, OSError) as error:
+        pytest.skip(f"no PostgreSQL here ({error}); PERPLINE_TEST_POSTGRES may name a server")
+    try:
+        server.start()
+        yield server.url()
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def postgres_database(postgres_url: str) -> Iterator[PostgresDatabase]:
+    """A new database without tables."""
+    database = PostgresDatabase(postgres_url, f"perpline_test_{os.getpid()}_{next(_numbers)}")
+    yield database
+    database.drop()
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The address of a Redis or Valkey server: PERPLINE_TEST_REDIS, or one of our own."""
+    given = os.environ.get("PERPLINE_TEST_REDIS")
+    if given:
+        yield given
+        return
+    server = _valkey(durable=False)
+    yield server.url
+    server.remove()
+
+
+@pytest.fixture
+def durable_valkey() -> Iterator[ValkeyServer]:
+    """A running server of our own that may be stopped and started."""
+    server = _valkey(durable=True)
+    yield server
+    server.remove()
+
+
+def _valkey(*, durable: bool) -> ValkeyServer:
+    try:
+        server = ValkeyServer(durable=durable)
+        server.start()
+    except NoValkey as error:
+        pytest.skip(f"no Valkey here ({error}); PERPLINE_TEST_REDIS may name a server")
+    return server

@@ -1,20 +1,24 @@
 """A worker on a simulated exchange, and questions to its database that only the exchange's truth answers."""
 
 import asyncio
+import io
 import json
+import logging
 import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import apsw
+import structlog
 from msgspec.structs import asdict
 from structlog.testing import capture_logs
 
+from perpline.cli.main import main
 from perpline.common.clock import SystemClock
 from perpline.common.config import Settings, load_settings
 from perpline.realtime_worker_ws import run_ws
@@ -67,6 +71,40 @@ def settings_file(exchange: SimulatedExchange, folder: Path, **changes: object) 
 
 def settings_on(exchange: SimulatedExchange, folder: Path, **changes: object) -> Settings:
     return load_settings(settings_file(exchange, folder, **changes), {}, {})
+
+
+@dataclass
+class Finished:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out.splitlines()[-1])
+
+    @property
+    def error_line(self) -> str:
+        """The one line that a failure leaves on stderr, where nothing else was logged."""
+        [line] = self.err.splitlines()
+        return line
+
+
+def command(*words: object) -> Finished:
+    """`perpline WORDS…` in this process, as a person would type it. Not inside a running event loop."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        finally:
+            structlog.reset_defaults()
+            logging.basicConfig(force=True, handlers=[logging.NullHandler()])
+    return Finished(code, out.getvalue(), err.getvalue())
 
 
 class RunningWorker:

@@ -29,7 +29,15 @@ from perpline.domain.instrument import Instrument
 from perpline.domain.market import BookTicker, MarkPrice
 from perpline.exchange.binance import endpoints
 from perpline.exchange.binance.budget import SharedText
-from perpline.exchange.binance.decode import Control, Dropped, FieldWatch, decode, stream_of
+from perpline.exchange.binance.decode import (
+    Control,
+    Dropped,
+    FieldWatch,
+    book_ticker_head,
+    decode,
+    decode_book_ticker,
+    stream_of,
+)
 from perpline.exchange.binance.rest import BinanceRest
 from perpline.exchange.binance.weight import WeightLedger
 from perpline.exchange.ports import MarketRest
@@ -40,6 +48,7 @@ from perpline.signals.publisher import Publisher
 from perpline.storage.shared_text import PostgresText, SqliteText
 from perpline.storage.sqlite import SqliteStore
 from perpline.storage.store import Row, Store, candle_row
+from perpline.websocket.book_lane import BookLane
 from perpline.websocket.connection import Connection, Deadlines
 from perpline.websocket.handlers.book_ticker_handler import BookTickerHandler
 from perpline.websocket.handlers.kline_handler import KlineHandler
@@ -52,6 +61,9 @@ log = structlog.get_logger("perpline.bootstrap")
 FUTURE_TOLERANCE_MS = 5 * MINUTE_MS
 """Stored candles may be so far ahead of the exchange's clock as we measured it: far more than any error of ours."""
 
+LOOK_AT_FIELDS_EVERY = 16
+"""Live, so many messages are routed for each one whose field names are checked; a replay checks all."""
+
 CACHED_CANDLES = 96
 """15m and 1h candles loaded for each symbol at the first start: a day and four days."""
 
@@ -61,9 +73,15 @@ def open_store(url: str, *, read_only: bool = False) -> Store:
     scheme = url.split("://", 1)[0]
     if scheme == "sqlite":
         return SqliteStore.from_url(url, read_only=read_only)
-    raise NeedsPerson(
-        f"this version keeps its data in SQLite only: {scheme}:// is not served yet; use sqlite:///path/file.db"
-    )
+    if scheme == "postgresql":
+        try:
+            from perpline.storage.postgres import PostgresStore  # an extra, and nobody else shall wait for its import
+        except ModuleNotFoundError as error:
+            if error.name != "asyncpg":
+                raise
+            raise NeedsPerson("PostgreSQL needs one more package: pip install 'perpline[postgres]'") from None
+        return PostgresStore(url, read_only=read_only)
+    raise NeedsPerson("a database is named as sqlite:///path/file.db or postgresql://user@host/database")
 
 
 def open_bus(url: str) -> Bus:
@@ -234,7 +252,16 @@ def make_parts(
         on_dropped=dropped_rows,
     )
     marks = MarkPriceHandler(partial(buffer.add, "premium_index"))
-    books = BookTickerHandler(partial(buffer.add, "book_minutes"))
+    lane = None
+    if rest is not None and not settings.book_minutes:
+        streams = {endpoints.stream_name(symbol, "bookTicker"): symbol for symbol in instruments}
+        lane = BookLane(
+            streams,
+            book_ticker_head,
+            decode_book_ticker,
+            lambda data, received_us, error: router.set_aside(data, received_us, error),
+        )
+    books = BookTickerHandler(partial(buffer.add, "book_minutes"), lane)
     publisher = Publisher(store, bus, clock, rng, on_published=lambda messages, wall_us: engine.on_published(messages))
 
     def last_1m(symbol: str) -> Candle | None:
@@ -245,7 +272,7 @@ def make_parts(
         store=store,
         features=features,
         model=model,
-        market=Market(marks.latest.get, books.latest.get, last_1m, instruments.get),
+        market=Market(marks.latest.get, books.get, last_1m, instruments.get),
         slot=settings.slot,
         decide_within_s=settings.decide_within_s,
         wake_publisher=publisher.wake,
@@ -313,24 +340,27 @@ def make_parts(
     def dropped(content: Dropped) -> None:
         parts.dropped[content.reason] = parts.dropped.get(content.reason, 0) + 1
 
+    router = StreamRouter(
+        decode,
+        {
+            KlineUpdate: klines.handle if rest is not None else handle_kline_of_a_recording,
+            MarkPrice: marks.handle,
+            BookTicker: books.handle,
+            Dropped: dropped,
+            Control: _control_answer,
+        },
+        set_aside=malformed.keep,
+        see_fields=fields.see,
+        see_every=1 if rest is None else LOOK_AT_FIELDS_EVERY,
+        lane=lane,
+    )
     parts = Parts(
         settings=settings,
         clock=clock,
         store=store,
         bus=bus,
         instruments=instruments,
-        router=StreamRouter(
-            decode,
-            {
-                KlineUpdate: klines.handle if rest is not None else handle_kline_of_a_recording,
-                MarkPrice: marks.handle,
-                BookTicker: books.handle,
-                Dropped: dropped,
-                Control: _control_answer,
-            },
-            set_aside=malformed.keep,
-            see_fields=fields.see,
-        ),
+        router=router,
         klines=klines,
         marks=marks,
         books=books,
@@ -355,15 +385,16 @@ def _control_answer(answer: Control) -> None:
 
 def make_connections(parts: Parts, rng: random.Random, recorder: FrameWriter | None) -> list[Connection]:
     """The connections that carry every stream of every symbol to the router, and to the recorder if there is one."""
-    route = parts.router.route
+    route_batch = parts.router.route_batch
 
-    def record_and_route(data: bytes, received_us: int) -> str | None:
+    def record_and_route(batch: list[bytes], received_us: int) -> list[str]:
         assert recorder is not None
-        recorder.add(data, received_us)
-        return route(data, received_us)
+        for data in batch:
+            recorder.add(data, received_us)
+        return route_batch(batch, received_us)
 
-    on_message = route if recorder is None else record_and_route
-    return _connections(parts.settings, parts.clock, rng, parts.symbols, on_message)
+    on_messages = route_batch if recorder is None else record_and_route
+    return _connections(parts.settings, parts.clock, rng, parts.symbols, on_messages)
 
 
 def make_recording_connections(
@@ -371,9 +402,10 @@ def make_recording_connections(
 ) -> list[Connection]:
     """The connections that carry every stream of these symbols to the recorder and nowhere else."""
 
-    def record(data: bytes, received_us: int) -> str | None:
-        recorder.add(data, received_us)
-        return stream_of(data)
+    def record(batch: list[bytes], received_us: int) -> list[str]:
+        for data in batch:
+            recorder.add(data, received_us)
+        return [stream for data in batch if (stream := stream_of(data)) is not None]
 
     return _connections(settings, clock, rng, symbols, record)
 
@@ -383,7 +415,7 @@ def _connections(
     clock: Clock,
     rng: random.Random,
     symbols: Sequence[str],
-    on_message: Callable[[bytes, int], str | None],
+    on_messages: Callable[[list[bytes], int], list[str]],
 ) -> list[Connection]:
     plans = plan_connections(
         symbols, STREAM_TYPES, endpoints.route_of, endpoints.stream_name, settings.max_streams_per_connection
@@ -393,7 +425,7 @@ def _connections(
             name=f"{plan.route}-{number}",
             url=endpoints.connection_url(settings.binance_futures_ws_url, plan.route),
             streams=plan.streams,
-            on_message=on_message,
+            on_messages=on_messages,
             subscribe_request=endpoints.subscribe_request,
             clock=clock,
             rng=rng,

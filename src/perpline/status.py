@@ -78,7 +78,7 @@ def symbols_status(parts: Parts, heard: Heard) -> dict[str, Any]:
     now_s = parts.clock.wall_s()
     table = {}
     for symbol in parts.symbols:
-        book, mark = parts.books.latest.get(symbol), parts.marks.latest.get(symbol)
+        book, mark = parts.books.get(symbol), parts.marks.latest.get(symbol)
         candle, decision = parts.klines.last_closed["1m"].get(symbol), parts.engine.last_decision.get(symbol)
         ages = {}
         for kind in STREAM_TYPES:

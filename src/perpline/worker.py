@@ -103,13 +103,13 @@ class Worker:
                 await self._finish_minute()
                 for task in feeding + working:
                     task.cancel()
-            return self.status()
         finally:
             try:
                 await self._flush()
             finally:
                 await self.endpoint.close()
                 log.info("worker_stopped", action="stop")
+        return self.status()  # after the flush: the last word is about what was written
 
     async def _finish_minute(self) -> None:
         """Let the closes of the minute that just ended arrive and be decided, if it takes no longer than a moment."""

@@ -6,6 +6,7 @@ import apsw
 
 from perpline.storage.sqlite import SqliteStore
 from perpline.storage.store import Row, Store
+from postgres_server import PostgresDatabase
 
 
 class SqliteDatabase:
@@ -25,6 +26,9 @@ class SqliteDatabase:
         for store in self.stores:
             await store.close()
 
+    def writers_are_gone(self) -> bool:
+        return True  # a transaction is nothing but what the process had done
+
     def rows(self, query: str) -> list[Row]:
         connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
         connection.set_busy_timeout(5000)
@@ -36,3 +40,6 @@ class SqliteDatabase:
     def open_in_a_process(self) -> str:
         """Python text that makes `store`, for a process of its own."""
         return f"from perpline.storage.sqlite import SqliteStore\nstore = SqliteStore({str(self.path)!r})\n"
+
+
+Database = SqliteDatabase | PostgresDatabase

@@ -1,18 +1,19 @@
 """Recordings of the real exchange replay to what an independent reading of them says; ours replay to what happened."""
 
+import asyncio
 import gzip
 import json
+import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
-from subprocess import run
 from typing import Any
 
 import pytest
 
-from running import MINUTE, Database, eventually, next_close, simulated, working
+from running import MINUTE, Database, command, eventually, next_close, simulated, working
 
 RECORDINGS = Path(__file__).parents[2].parent / "shared" / "data" / "ws-frames"
 
@@ -20,7 +21,15 @@ KINDS = {"depthUpdate": "depth", "markPriceUpdate": "markPrice"}
 
 
 def perpline(*words: object) -> dict[str, Any]:
-    done = run([sys.executable, "-m", "perpline", *map(str, words)], capture_output=True, text=True, timeout=100)
+    done = command(*words)
+    assert done.code == 0, done.err[-2000:]
+    answer: dict[str, Any] = done.json
+    return answer
+
+
+def in_a_process(*words: object) -> dict[str, Any]:
+    """The same where an event loop runs already."""
+    done = subprocess.run([sys.executable, "-m", "perpline", *map(str, words)], capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr[-2000:]
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
@@ -138,7 +147,8 @@ async def test_what_a_worker_records_replays_to_what_the_worker_stored(tmp_path:
             database = Database(tmp_path)
             await worker.until(lambda: database.decided_until(last, len(exchange.symbols)))
             status = await worker.stop()
-    said = perpline("replay", tmp_path / "frames.000.zst", "--database", f"sqlite:///{tmp_path}/again.db", "--json")
+    frames, url = tmp_path / "frames.000.zst", f"sqlite:///{tmp_path}/again.db"
+    said = await asyncio.to_thread(in_a_process, "replay", frames, "--database", url, "--json")
     again = Database(tmp_path)
     again.path = tmp_path / "again.db"
 
@@ -174,8 +184,6 @@ def test_a_replay_decides_the_same_each_time(tmp_path: Path) -> None:
 
 async def test_the_record_command_writes_what_the_streams_send(tmp_path: Path) -> None:
     async with simulated(symbols=2) as exchange:
-        import asyncio
-
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "perpline", "record", "--out", str(tmp_path / "btc"), "--json"),
             *("--symbols", ",".join(exchange.symbols), "--speed", "60"),
@@ -191,7 +199,7 @@ async def test_the_record_command_writes_what_the_streams_send(tmp_path: Path) -
 
     assert process.returncode == 0
     assert (said["dropped"], said["error"], said["silent"], said["files"]) == (0, "", [], 1)
-    replayed = perpline("replay", tmp_path / "btc.000.zst", "--json")
+    replayed = await asyncio.to_thread(in_a_process, "replay", tmp_path / "btc.000.zst", "--json")
     assert replayed["frames"] == said["frames"]
     assert replayed["malformed"] == replayed["unhandled"] == 0
     assert replayed["symbols"].keys() == set(exchange.symbols)

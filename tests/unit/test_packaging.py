@@ -60,7 +60,7 @@ def test_everything_the_project_needs_to_run_and_to_be_built_is_locked() -> None
 def test_everything_the_developers_need_is_locked_beside_what_runs() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
 
-    assert unmet([*extras["test"], *extras["dev"]], "dev") == []
+    assert unmet([*extras["test"], *extras["dev"], *extras["clients"]], "dev") == []
     assert set(map(str, locked("run"))) - set(map(str, locked("dev"))) == set()
 
 

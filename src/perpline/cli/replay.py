@@ -139,7 +139,7 @@ def _symbols(parts: Parts) -> dict[str, Any]:
         names |= set(by_symbol)
     found = {}
     for symbol in sorted(names):
-        book, mark = parts.books.latest.get(symbol), parts.marks.latest.get(symbol)
+        book, mark = parts.books.get(symbol), parts.marks.latest.get(symbol)
         entry: dict[str, Any] = {}
         if book is not None:
             entry["book"] = {

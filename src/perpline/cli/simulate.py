@@ -30,7 +30,10 @@ def simulate(
 ) -> None:
     """Run a Binance USDⓈ-M futures exchange, market side, on a local port.
 
-    Prints one line of JSON when it is ready: http, ws, symbols, seed, speed, time."""
+    Prints one line of JSON when it is ready: http, ws, symbols, seed, speed, time.
+
+    Example: perpline simulate --port 9000 --symbols 30 --speed 60 --edge 2
+    """
     try:
         faults = parsed(fault or [])
     except ValueError as error:

@@ -29,7 +29,7 @@ async def fetch_status(data_dir: Path, port: int, session: aiohttp.ClientSession
         url, token = access["url"], access["token"]
     except FileNotFoundError:
         raise NeedsPerson(f"no worker runs on port {port}: {path} is not there (perpline run starts one)") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise NeedsPerson(f"cannot read the worker's token file {path}: {error}") from None
     own = session is None
     session = session or aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5))

@@ -51,6 +51,10 @@ THIN_BOOK_WALL_S: Final = 0.2
 _MOST_BOOK_UPDATES: Final = 25
 """Of one contract in one call, so that a host that stood still does not send a burst of old books."""
 
+_FIRST_NEARER_TICKS: Final = 200
+"""The first event of a diff stream also empties so many ticks nearer than the best: a snapshot taken a moment before
+may hold them."""
+
 _Closing = tuple[int, int, int, str, int, Candle]
 """Send time, order, contract, interval, open time, candle."""
 
@@ -495,8 +499,12 @@ def _difference(before: dict[int, int], after: dict[int, int], away: int) -> dic
     for price in before:
         if price not in after and (furthest - price) * away >= 0:
             changes[price] = 0
-    seen_to = ends(before) if before else next(iter(after))
-    for price in range(seen_to + away, furthest, away):
-        if price not in after:
+    if before:
+        unseen = range(ends(before) + away, furthest, away)
+    else:
+        best = next(iter(after))
+        unseen = range(best - _FIRST_NEARER_TICKS * away, furthest, away)
+    for price in unseen:
+        if price not in after and price > 0:
             changes[price] = 0
     return changes

@@ -73,6 +73,8 @@ class PostgresStore:
         """Of every table, the type of each column."""
         self._days: dict[str, _Days] = {}
         """Of every partitioned table."""
+        self.schema_was = 0
+        """The schema that the database had when it was opened; 0 for none."""
         self._decisions = _Lane(partial(self._connect, "decisions", learn=True), self.where)
         self._outbox = _Lane(partial(self._connect, "outbox", synchronous_commit="off"), self.where)
         self._rows = _Lane(partial(self._connect, "rows", learn=True), self.where)
@@ -82,11 +84,11 @@ class PostgresStore:
     async def open(self) -> None:
         try:
             if self._read_only:
-                await self._reads.open()
-                await self._reads.run(self._migrate)
+                await self._reads.open(self._migrate)
             else:
                 await self._decisions.open(self._migrate)
-                await asyncio.gather(self._outbox.open(), self._rows.open(), self._reads.open())
+                for lane in (self._outbox, self._rows, self._reads):
+                    await lane.open()
         except BaseException:
             await self.close()
             raise
@@ -102,8 +104,7 @@ class PostgresStore:
         for start in range(0, len(rows), TRANSACTION_ROWS):
             part = rows[start : start + TRANSACTION_ROWS]
             stored += await self._rows.run(self._add_rows, TABLES[table], part)
-        if rows and table in self._days:
-            self._make_next_day(table)
+        self._make_next_day(table)
         return stored
 
     async def candles(self, interval: str, symbol: str, start: int, end: int) -> list[Candle]:
@@ -193,8 +194,12 @@ class PostgresStore:
         connection = await asyncpg.connect(
             self._url, timeout=CONNECT_TIMEOUT_S, command_timeout=timeout_s, server_settings=settings
         )
-        if learn:
-            await self._learn(connection)
+        try:
+            if learn:
+                await self._learn(connection)
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
 
     async def _migrate(self, connection: Connection) -> None:
@@ -202,7 +207,8 @@ class PostgresStore:
         if version < OLDEST_POSTGRES:
             raise NeedsPerson(f"{self.where} is PostgreSQL {version}: version {OLDEST_POSTGRES} or newer is needed")
         known = migrations(sql_folder("postgresql"))
-        if await migrate_postgresql(connection, known, self.where, self._read_only) < len(known):
+        self.schema_was = await migrate_postgresql(connection, known, self.where, self._read_only)
+        if self.schema_was < len(known):
             await self._learn(connection)
 
     async def _learn(self, connection: Connection) -> None:
@@ -218,15 +224,21 @@ class PostgresStore:
     # ---- rows in bulk ----
 
     async def _add_rows(self, connection: Connection, table: Table, rows: Sequence[Row]) -> int:
-        await self._make_days(connection, table.name, table.columns, rows)
+        columns = table.columns
+        if any(len(row) != len(columns) for row in rows):
+            raise ValueError(f"{table.name} has {len(columns)} columns")
+        if table.name in self._days:
+            time = columns.index(self._days[table.name].column)
+            await self._make_days(connection, table.name, {row[time] for row in rows})
         arriving = f"arriving_{table.name}"
         await connection.execute(
             f'CREATE TEMPORARY TABLE IF NOT EXISTS "{arriving}" (LIKE "{table.name}") ON COMMIT DELETE ROWS'
         )
         async with _transaction(connection):
-            await connection.copy_records_to_table(
-                arriving, schema_name="pg_temp", columns=table.columns, records=rows
-            )
+            try:
+                await connection.copy_records_to_table(arriving, schema_name="pg_temp", columns=columns, records=rows)
+            except (TypeError, OverflowError) as error:  # what a COPY makes of a value that its column cannot hold
+                raise ValueError(str(error)) from error
             answer = await connection.execute(self._insert_arrived(table, arriving))
             return int(answer.split()[-1])
 
@@ -262,15 +274,14 @@ class PostgresStore:
         messages: Sequence[Message],
         t_commit: int,
     ) -> list[Decision]:
-        said = [msgspec.structs.astuple(prediction) for prediction in predictions]
-        await self._make_days(connection, "signals", _DECISION, [msgspec.structs.astuple(one) for one in decisions])
-        await self._make_days(connection, "predictions", _PREDICTION, said)
+        await self._make_days(connection, "signals", {decision.close_time for decision in decisions})
+        await self._make_days(connection, "predictions", {prediction.close_time for prediction in predictions})
         async with _transaction(connection):
             seqs = await self._insert_decisions(connection, decisions, t_commit)
             lost = {_key(decision) for decision in decisions} - seqs.keys()
-            said = [row for prediction, row in zip(predictions, said, strict=True) if _key(prediction) not in lost]
+            said = [msgspec.structs.astuple(one) for one in predictions if _key(one) not in lost]
             await self._insert(connection, "predictions", _PREDICTION, said, "ON CONFLICT DO NOTHING")
-            sent = [_outbox_row(message, seqs.get(_key(message))) for message in messages if _key(message) not in lost]
+            sent = [_outbox_row(one, seqs.get(_key(one))) for one in messages if _key(one) not in lost]
             await self._insert(connection, "outbox", _MESSAGE, sent, "ON CONFLICT DO NOTHING")
         new = []
         for decision in decisions:
@@ -286,7 +297,7 @@ class PostgresStore:
             # Who decides for a slot does so alone: its numbers must have no gaps, and what is free must stay so.
             lock = int.from_bytes(blake2b(f"perpline {slot}".encode(), digest_size=8).digest(), signed=True)
             await connection.execute(f"SELECT pg_advisory_xact_lock({lock})")
-        pairs = {(decision.slot, decision.symbol) for decision in decisions}
+        pairs = sorted({(decision.slot, decision.symbol) for decision in decisions})
         last = {
             (slot, symbol): (seq, close_time)
             for slot, symbol, seq, close_time in await _fetch(
@@ -298,7 +309,8 @@ class PostgresStore:
         taken: set[Key] = set()
         if old:
             bounds = min(key[2] for key in old), max(key[2] for key in old)
-            taken |= {tuple(row) for row in await _fetch(connection, self._queries["decided"], *_transposed(old, 3), *bounds)}
+            found = await _fetch(connection, self._queries["decided"], *_transposed(old, 3), *bounds)
+            taken |= {(slot, symbol, close_time) for slot, symbol, close_time in found}
         seqs: dict[Key, int] = {}
         rows = []
         for decision in decisions:
@@ -314,7 +326,7 @@ class PostgresStore:
             connection,
             "signal_seqs",
             ("slot", "symbol", "seq", "close_time"),
-            [(*pair, *last[pair]) for pair in sorted(pairs) if pair in last],
+            [(*pair, *last[pair]) for pair in pairs if pair in last],
             "ON CONFLICT (slot, symbol) DO UPDATE SET seq = excluded.seq, close_time = excluded.close_time",
         )
         return seqs
@@ -335,19 +347,200 @@ class PostgresStore:
 
     # ---- partitions ----
 
-    async def _make_days(self, connection: Connection, table: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
-        """Make the partitions that these rows need, where the table has any."""
-        if rows and table in self._days:
-            time = columns.index(self._days[table].column)
-            wanted = {row[time] // DAY_MS for row in rows}
-            if not wanted <= self._days[table].known:
-                await self._make(connection, table, wanted)
+    async def _make_days(self, connection: Connection, table: str, times: Iterable[int]) -> None:
+        """Make the partitions for rows of these times that are not there yet."""
+        days = self._days[table]
+        try:
+            wanted = {time // DAY_MS for time in times}
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+        missing = sorted(wanted - days.known)
+        if missing:
+            if not 0 <= missing[0] <= missing[-1] < LAST_DAY:
+                raise ValueError("a time before 1970 or after 2099")
+            async with _transaction(connection):
+                # One at a time. Attaching, unlike CREATE TABLE … PARTITION OF, waits for no reader or writer.
+                await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('perpline partitions', 0))")
+                for day in missing:
+                    name = f"{table}_{datetime.fromtimestamp(day * 86_400, UTC):%Y%m%d}"
+                    if await connection.fetchval("SELECT to_regclass($1) IS NULL", name):
+                        await connection.execute(
+                            f"CREATE TABLE {name} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS); "
+                            f"ALTER TABLE {table} ATTACH PARTITION {name} "
+                            f"FOR VALUES FROM ({day * DAY_MS}) TO ({(day + 1) * DAY_MS})"
+                        )
+            days.known.update(missing)
+        days.newest = max(wanted, default=days.newest)
 
     def _make_next_day(self, table: str) -> None:
-        """Make the partition after the last one, beside the work, if rows have come that make it the next in line."""
-        days = self._days[table]
-        if days.last_asked in days.known:
-            days.last_asked = max(days.known) + 1
-            task = asyncio.create_task(self._make_one(table, days.last_asked), name=f"partition of {table}")
-            self._making_days.add(task)
-            task.add_done_callback(self._making_days.discard)
+        """Make the partition of the day after the rows that were just written, beside the work."""
+        if table in self._days:
+            days = self._days[table]
+            day = days.newest + 1
+            if 0 < day < LAST_DAY and day not in days.known | days.being_made:
+                days.being_made.add(day)
+                task = asyncio.create_task(self._make_ahead(table, day), name=f"partition of {table}")
+                self._making_days.add(task)
+                task.add_done_callback(self._making_days.discard)
+
+    async def _make_ahead(self, table: str, day: int) -> None:
+        try:
+            await self._rows.run(self._make_days, table, [day * DAY_MS])
+        except Unavailable:
+            return  # it is made when it is needed, at the latest
+        finally:
+            self._days[table].being_made.discard(day)
+
+
+_CANDLE = ", ".join(f'"{column}"' for column in TABLES["candles_1m"].columns)
+_DECISION = Decision.__struct_fields__
+_PREDICTION = Prediction.__struct_fields__
+_MESSAGE = Message.__struct_fields__[1:]
+
+
+class _Days:
+    """The partitions of a table."""
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+        """Whose values decide which partition a row is in."""
+        self.known: set[int] = set()
+        """Days since 1970 that have one."""
+        self.being_made: set[int] = set()
+        self.newest = -1
+        """The last day of the rows that were written last."""
+
+
+def _day_of(partition: str) -> int:
+    return int(datetime.strptime(partition[-8:], "%Y%m%d").replace(tzinfo=UTC).timestamp()) // 86_400
+
+
+class _Lane:
+    """A connection, made when it is needed, that carries out what it is given in order."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], where: str) -> None:
+        self._connect = connect
+        self._where = where
+        self._turn = asyncio.Lock()
+        self._is_open = False
+        self._connection: Connection | None = None
+
+    async def open(self, prepare: Callable[[Connection], Awaitable[None]] | None = None) -> None:
+        self._is_open = True
+        await self.run(prepare or _nothing)
+
+    async def close(self) -> None:
+        self._is_open = False
+        async with self._turn:
+            if self._connection is not None:
+                try:
+                    await self._connection.close(timeout=1)
+                except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                    self._connection.terminate()  # it had gone already
+                self._connection = None
+
+    async def run(
+        self,
+        work: Callable[Concatenate[Connection, Params], Awaitable[Result]],
+        *args: Params.args,
+        **kwargs: Params.kwargs,
+    ) -> Result:
+        """What the work returns, done with the connection. Errors are perpline's."""
+        async with self._turn:
+            if not self._is_open:
+                raise RuntimeError(f"{self._where} is not open for this")
+            try:
+                if self._connection is None or self._connection.is_closed():
+                    self._connection = await self._connect()
+                return await work(self._connection, *args, **kwargs)
+            except BaseException as error:
+                # Broad, for whatever ended it, a cancellation too: nobody knows what the connection is in the midst of.
+                if self._connection is not None:
+                    self._connection.terminate()
+                    self._connection = None
+                meant = _meaning(error, self._where)
+                if meant is None:
+                    raise
+                raise meant from error
+
+
+_AWAY = ("08", "25006", "25P03", "40", "53", "55P03", "57", "58", "0A000")
+"""Lost connections, read-only standbys, deadlocks, resources, locks, shutdowns, disks; and plans older than a change of
+the schema (0A000), which a new connection makes anew. PostgreSQL, appendix A."""
+_FOR_A_PERSON = ("28", "3D000", "3F000", "42501", "42P01", "42703", "XX001", "XX002")
+"""Passwords and rights, a database or schema or table or column that is not there, damage."""
+_REFUSED = ("21", "22", "23")
+
+
+def _meaning(error: BaseException, where: str) -> Exception | None:
+    """The error as perpline names it, None for one that is ours or means nothing to a caller."""
+    text = f"{where}: {error}" if str(error) else f"{where} did not answer in time"
+    text = " ".join(text.split())
+    if isinstance(error, asyncpg.PostgresError):
+        state = str(error.sqlstate or "")
+        if state == "23514" and error.constraint_name is None:
+            return Unavailable(f"{text} (made anew with the next try)")  # somebody has dropped a partition
+        if state.startswith(_AWAY):
+            return Unavailable(text)
+        if state.startswith(_FOR_A_PERSON):
+            return NeedsPerson(text)
+        return ValueError(f"{where} refused a row: {error}") if state.startswith(_REFUSED) else None
+    if isinstance(error, asyncpg.exceptions.ClientConfigurationError):
+        return NeedsPerson(f"{where}: an option of this address means nothing, or names a file that cannot be used")
+    if isinstance(error, ValueError):
+        return ValueError(f"{where} refused a row: {error}")
+    if isinstance(error, OSError | asyncpg.InterfaceError):
+        return Unavailable(text)
+    return None
+
+
+def _checked(url: str) -> str:
+    """The address as it may be shown. Raises NeedsPerson where it is none."""
+    form = "write postgresql://user:password@host:5432/database"  # never the url: it may hold a password
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        raise NeedsPerson(f"this address of a database cannot be read: {form}") from None
+    if parts.scheme != "postgresql" or "://" not in url or not parts.path.strip("/"):
+        raise NeedsPerson(f"this is no address of a PostgreSQL database: {form}")
+    return masked_url(url).partition("?")[0]
+
+
+@asynccontextmanager
+async def _transaction(connection: Connection) -> AsyncIterator[None]:
+    """One transaction. It is taken back by giving up the connection, which its lane does after any error."""
+    await connection.execute("BEGIN")
+    yield
+    await connection.execute("COMMIT")
+
+
+async def _fetch(connection: Connection, query: str, *values: Any) -> list[Any]:
+    rows: list[Any] = await connection.fetch(query, *values)
+    return rows
+
+
+async def _execute(connection: Connection, query: str, *values: Any) -> None:
+    await connection.execute(query, *values)
+
+
+async def _nothing(connection: Connection) -> None:
+    return None
+
+
+def _names(columns: Iterable[str]) -> str:
+    return ", ".join(f'"{column}"' for column in columns)
+
+
+def _transposed(rows: Sequence[Row], columns: int) -> list[tuple[Any, ...]]:
+    return list(zip(*rows, strict=True)) if rows else [()] * columns
+
+
+def _outbox_row(message: Message, seq: int | None) -> Row:
+    if message.kind == "signal" and seq is not None:
+        message = msgspec.structs.replace(message, payload=with_number(message.payload, "seq", seq))
+    return msgspec.structs.astuple(message)[1:]
+
+
+def _key(part: Decision | Prediction | Message) -> Key:
+    return part.slot, part.symbol, part.close_time

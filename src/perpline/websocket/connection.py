@@ -7,7 +7,7 @@ first data frame and by nothing else.
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 from msgspec import Struct
@@ -21,6 +21,12 @@ log = structlog.get_logger("perpline.connection")
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """Larger than any message of the market streams (!markPrice@arr of 750 symbols is 150 kB). A larger one is hostile."""
+
+MAX_CONTROL_BYTES = 125
+"""The longest payload of a control frame (RFC 6455, 5.5)."""
+
+READ_BUFFER_BYTES = 256 * 1024
+"""Large, so that a burst comes as one batch, in which newer book tickers overtake older ones."""
 
 LOOK_EVERY_S = 0.25
 CLOSE_TIMEOUT_S = 2.0
@@ -48,8 +54,9 @@ class StreamState(Struct):
 class Connection:
     """A WebSocket that carries a fixed set of streams for as long as `run` runs.
 
-    `on_message(data, received_us)` is called for every text message, synchronously, and returns the name of the stream
-    it belongs to, None for anything that is not data. `subscribe_request(streams, id)` spells a subscription.
+    `on_messages(batch, received_us)` is called synchronously with the text messages that one read of the socket
+    brought, in order, and returns the names of the streams that were heard: nothing for what is not data.
+    `subscribe_request(streams, id)` spells a subscription.
     """
 
     def __init__(
@@ -58,7 +65,7 @@ class Connection:
         name: str,
         url: str,
         streams: Sequence[str],
-        on_message: Callable[[bytes, int], str | None],
+        on_messages: Callable[[list[bytes], int], Iterable[str]],
         subscribe_request: Callable[[Sequence[str], int], bytes],
         clock: Clock,
         rng: random.Random,
@@ -78,7 +85,7 @@ class Connection:
         """Whether data has come on the present connection."""
         self.last_message_at: float | None = None
         self.last_error = ""
-        self._on_message = on_message
+        self._on_messages = on_messages
         self._subscribe_request = subscribe_request
         self._clock = clock
         self._rng = rng
@@ -122,6 +129,7 @@ class Connection:
                 websocket_handshake_timeout=self._deadlines.handshake_s,
                 max_frame_size=MAX_MESSAGE_BYTES,
                 enable_auto_pong=True,
+                read_buffer_init_size=READ_BUFFER_BYTES,
                 logger_name="connection",
             )
         except (OSError, TimeoutError, WSError) as error:
@@ -138,20 +146,22 @@ class Connection:
         finally:
             await _close(transport)
 
-    def _receive(self, data: bytes, received_us: int) -> None:
-        self.messages += 1
-        stream = self._on_message(data, received_us)
+    def _receive(self, batch: list[bytes], received_us: int) -> None:
+        self.messages += len(batch)
+        now = self._clock.wall_s()
+        streams = self.streams
+        stream = None
+        for stream in self._on_messages(batch, received_us):
+            state = streams.get(stream)
+            if state is not None:
+                state.heard_at = now
         if stream is None:
             return
-        now = self._clock.wall_s()
         self.last_message_at = now
-        state = self.streams.get(stream)
-        if state is not None:
-            state.heard_at = now
         if not self.live:
             self.live = True
             self.failures = 0
-            log.info("connection_live", connection=self.name, streams=len(self.streams), action="connect")
+            log.info("connection_live", connection=self.name, streams=len(streams), action="connect")
 
     async def _subscribe(self, transport: WSTransport, streams: list[str]) -> None:
         for batch in control_batches(streams):
@@ -213,22 +223,31 @@ class Connection:
 
 
 class _Listener(WSListener):
-    """Stamps the time of arrival, puts fragments together, and notices the end."""
+    """Gathers the messages of one read, stamps their arrival once, puts fragments together, and notices the end."""
 
-    def __init__(self, receive: Callable[[bytes, int], None], clock: Clock) -> None:
+    def __init__(self, receive: Callable[[list[bytes], int], None], clock: Clock) -> None:
         self.ended = asyncio.Event()
         self.reason = ""
         self._receive = receive
         self._clock = clock
+        self._batch: list[bytes] = []
         self._fragments: bytearray | None = None
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        received_us = self._clock.now_us()
-        if transport.is_close_frame_sent:
-            return  # we are through with this connection; picows goes on delivering even what broke its limits
+        # Asking a frame for its type costs more than all the rest here. What is longer than any control frame may be
+        # and neither begins nor continues a fragmented message is a message.
+        if frame.payload_size > MAX_CONTROL_BYTES and frame.fin and self._fragments is None:
+            self._batch.append(frame.get_payload_as_bytes())
+        else:
+            self._take_other(transport, frame)
+        if frame.last_in_buffer and self._batch:
+            batch, self._batch = self._batch, []
+            self._receive(batch, self._clock.now_us())
+
+    def _take_other(self, transport: WSTransport, frame: WSFrame) -> None:
         kind = frame.msg_type
         if kind is WSMsgType.TEXT and frame.fin:
-            self._receive(frame.get_payload_as_bytes(), received_us)
+            self._batch.append(frame.get_payload_as_bytes())
         elif kind is WSMsgType.TEXT:
             self._fragments = bytearray(frame.get_payload_as_bytes())
         elif kind is WSMsgType.CONTINUATION and self._fragments is not None:
@@ -238,14 +257,14 @@ class _Listener(WSListener):
                 self.reason = f"a message of more than {MAX_MESSAGE_BYTES} bytes"
                 transport.disconnect(False)
             elif frame.fin:
-                data, self._fragments = bytes(self._fragments), None
-                self._receive(data, received_us)
+                self._batch.append(bytes(self._fragments))
+                self._fragments = None
         elif kind is WSMsgType.CLOSE:
             payload = frame.get_payload_as_bytes()
             code, text = int.from_bytes(payload[:2], "big"), payload[2:].decode(errors="replace")
             self.reason = f"closed by the exchange: {code} {text!r}"
             transport.disconnect(True)
-        # Pings are answered by picows; pongs and binary frames carry nothing for us.
+        # Pings are answered by picows; pongs and short binary frames carry nothing for us.
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self.ended.set()

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import structlog
 
 from perpline.common.errors import Malformed
+from perpline.websocket.book_lane import BookLane
 
 log = structlog.get_logger("perpline.router")
 
@@ -29,7 +30,8 @@ class StreamRouter:
 
     Malformed bytes are set aside and counted. A type without a handler is counted by name. An unexpected error in a
     handler is a bug of ours: it is logged with its traceback, counted in `failed` and shown in the status, and the next
-    message is routed all the same, for one symbol's trouble must not blind the others.
+    message is routed all the same, for one symbol's trouble must not blind the others. Every `see_every`-th message is
+    shown to `see_fields`, which counts fields nobody knows.
     """
 
     def __init__(
@@ -39,6 +41,8 @@ class StreamRouter:
         *,
         set_aside: Callable[[bytes, int, str], None] = lambda data, received_us, reason: None,
         see_fields: Callable[[bytes], object] = lambda data: None,
+        see_every: int = 1,
+        lane: BookLane | None = None,
     ) -> None:
         self.total = 0
         self.routed = 0
@@ -52,6 +56,8 @@ class StreamRouter:
         self._handlers = dict(handlers)
         self._set_aside = set_aside
         self._see_fields = see_fields
+        self._see_every = see_every
+        self._lane = lane
         self._samples: deque[tuple[float, int, Counter[str]]] = deque(maxlen=11)
 
     def route(self, data: bytes, received_us: int) -> str | None:
@@ -76,7 +82,8 @@ class StreamRouter:
         try:
             for item in items:
                 handle(item)
-            self._see_fields(data)
+            if self.total % self._see_every == 0:
+                self._see_fields(data)
         except Malformed as error:
             self._malformed(data, received_us, error)
             return None
@@ -85,6 +92,37 @@ class StreamRouter:
             return frame.stream or None
         self.routed += 1
         return frame.stream or None
+
+    def route_batch(self, batch: list[bytes], received_us: int) -> list[str]:
+        """Route the messages of one read in order; returns the streams that were heard, some of them repeatedly.
+
+        With a book lane its messages are told by their beginnings and kept as bytes; of several for one symbol only the
+        newest is. They reach their cache before the other messages of the batch are handled.
+        """
+        if self._lane is None:
+            others = batch
+            heard = []
+        else:
+            lane = self._lane
+            streams, length = lane.streams, lane.head_length
+            newest: dict[bytes, bytes] = {}
+            others = []
+            for data in batch:
+                head = data[:length]
+                if head in streams:
+                    newest[head] = data
+                else:
+                    others.append(data)
+            kept = len(batch) - len(others)
+            heard = lane.keep(newest, kept, received_us)
+            self.total += kept
+            self.routed += kept
+            self.by_kind[lane.kind] += kept
+        for data in others:
+            stream = self.route(data, received_us)
+            if stream is not None:
+                heard.append(stream)
+        return heard
 
     def sample(self, now_s: float) -> None:
         """Remember the counts at this time; called once a second, for `rates`."""
@@ -100,6 +138,11 @@ class StreamRouter:
             return {}
         rates = {kind: round((count - kinds0[kind]) / span, 2) for kind, count in sorted(kinds1.items())}
         return {"total": round((total1 - total0) / span, 2), **rates}
+
+    def set_aside(self, data: bytes, received_us: int, error: Malformed) -> None:
+        """Count a message that turned out malformed after it was routed (a kept book ticker)."""
+        self.routed -= 1
+        self._malformed(data, received_us, error)
 
     def _malformed(self, data: bytes, received_us: int, error: Malformed) -> None:
         self.malformed += 1

@@ -70,7 +70,7 @@ class AwayStore(SqliteStore):
     refused = 0
 
     async def commit_decisions(self, *arguments: Any) -> Any:
-        while self.frozen:
+        while self.frozen:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         if self.away:
             self.refused += 1

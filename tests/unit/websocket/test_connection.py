@@ -106,6 +106,9 @@ class Heard:
         self.messages.append((data, received_us))
         return None if data == b"ack" else data.split()[0].decode()
 
+    def batch(self, batch: list[bytes], received_us: int) -> list[str]:
+        return [stream for data in batch if (stream := self.message(data, received_us)) is not None]
+
     @property
     def data(self) -> list[bytes]:
         return [data for data, _ in self.messages if data != b"ack"]
@@ -142,7 +145,7 @@ def connection(url: str, heard: Heard, clock: Clock, streams: Sequence[str] = ("
         name="market-0",
         url=url,
         streams=streams,
-        on_message=heard.message,
+        on_messages=heard.batch,
         subscribe_request=request,
         clock=clock,
         rng=random.Random(1),

@@ -98,6 +98,19 @@ def stream_of(data: bytes) -> str | None:
     return data[11:end].decode(errors="replace") if end > 0 else None
 
 
+def book_ticker_head(stream: str) -> bytes:
+    """How every message of a symbol's book ticker begins in the combined form, up to its update id."""
+    return f'{{"stream":"{stream}","data":{{"e":"bookTicker","u":'.encode()
+
+
+def decode_book_ticker(data: bytes, received_us: int) -> BookTicker:
+    """The book ticker in a message that begins like one. Raises Malformed for anything else."""
+    content = decode(data, received_us).content
+    if not isinstance(content, BookTicker):
+        raise Malformed(f"no book ticker: {_beginning(data)}")
+    return content
+
+
 class FieldWatch:
     """Counts fields of known messages that `KNOWN_FIELDS` does not list: `counts` by name (markPriceUpdate.xy).
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from perpline.domain.candle import MINUTE_MS
 from perpline.domain.market import BookTicker, Side, SlippageEstimate, slippage_estimate
+from perpline.websocket.book_lane import BookLane
 
 BookMinuteRow = tuple[Any, ...]
 """symbol, minute, bid, bid_qty, ask, ask_qty, spread_bps, imbalance, order_flow_imbalance, updates, receive_lag_ms,
@@ -14,15 +15,16 @@ updated_at, received_at."""
 class BookMinute:
     """One minute of a symbol's best bid and ask, summed as it goes.
 
-    Spread (basis points of mid) and imbalance ((bid_qty - ask_qty) / (bid_qty + ask_qty)) are weighted by the time they
-    stood; the order flow imbalance is the sum of Cont, Kukanov and Stoikov (2014), eq. 3: quantity added to the bid or
-    taken from the ask counts up, the opposite counts down.
+    Spread (basis points of mid) and imbalance ((bid_qty - ask_qty) / (bid_qty + ask_qty), 0 with nothing quoted) are
+    weighted by the time they stood; the order flow imbalance is the sum of Cont, Kukanov and Stoikov (2014), eq. 3:
+    quantity added to the bid or taken from the ask counts up, the opposite counts down.
     """
 
-    __slots__ = ("_imbalance_ms", "_ms", "_spread_ms", "lag_ms", "minute", "order_flow", "updates")
+    __slots__ = ("_imbalance_ms", "_ms", "_spread_ms", "end", "lag_ms", "minute", "order_flow", "updates")
 
     def __init__(self, minute: int) -> None:
         self.minute = minute
+        self.end = minute + MINUTE_MS
         self.updates = 0
         self.order_flow = 0.0
         self.lag_ms = 0
@@ -33,23 +35,30 @@ class BookMinute:
     def stood(self, book: BookTicker, ms: int) -> None:
         """The book stood unchanged for so long."""
         if ms > 0:
+            bid, ask, bid_qty, ask_qty = book.bid, book.ask, book.bid_qty, book.ask_qty
             self._ms += ms
-            self._spread_ms += book.spread_bps * ms
-            self._imbalance_ms += _imbalance(book) * ms
+            self._spread_ms += (ask - bid) / (ask + bid) * 20_000 * ms
+            if quoted := bid_qty + ask_qty:
+                self._imbalance_ms += (bid_qty - ask_qty) / quoted * ms
 
     def changed(self, before: BookTicker, after: BookTicker) -> None:
         self.updates += 1
         self.lag_ms += after.received_at - after.updated_at
-        if after.bid >= before.bid:
-            self.order_flow += after.bid_qty
-        if after.bid <= before.bid:
-            self.order_flow -= before.bid_qty
-        if after.ask <= before.ask:
-            self.order_flow -= after.ask_qty
-        if after.ask >= before.ask:
-            self.order_flow += before.ask_qty
+        flow = 0.0
+        old, new = before.bid, after.bid
+        if new >= old:
+            flow += after.bid_qty
+        if new <= old:
+            flow -= before.bid_qty
+        old, new = before.ask, after.ask
+        if new <= old:
+            flow -= after.ask_qty
+        if new >= old:
+            flow += before.ask_qty
+        self.order_flow += flow
 
     def row(self, last: BookTicker) -> BookMinuteRow:
+        quoted = last.bid_qty + last.ask_qty
         return (
             last.symbol,
             self.minute,
@@ -58,7 +67,7 @@ class BookMinute:
             last.ask,
             last.ask_qty,
             self._spread_ms / self._ms if self._ms else last.spread_bps,
-            self._imbalance_ms / self._ms if self._ms else _imbalance(last),
+            self._imbalance_ms / self._ms if self._ms else (last.bid_qty - last.ask_qty) / quoted if quoted else 0.0,
             self.order_flow,
             self.updates,
             self.lag_ms / self.updates if self.updates else None,
@@ -71,54 +80,60 @@ class BookTickerHandler:
     """The newest best bid and ask by symbol, and a row of `book_minutes` for every minute in which one came.
 
     Minutes are the exchange's. A row is added when the first update of a later minute comes, and by `flush`.
+
+    With a lane, books come through it as bytes and are decoded when asked for. Then there are no rows: they need every
+    single update.
     """
 
-    def __init__(self, add_row: Callable[[BookMinuteRow], None]) -> None:
+    def __init__(self, add_row: Callable[[BookMinuteRow], None], lane: BookLane | None = None) -> None:
         self.latest: dict[str, BookTicker] = {}
+        """The newest decoded book by symbol."""
         self._minutes: dict[str, BookMinute] = {}
         self._add_row = add_row
+        self._lane = lane
+
+    def get(self, symbol: str) -> BookTicker | None:
+        """The newest best bid and ask of a symbol, None before the first."""
+        if self._lane is not None and (book := self._lane.take(symbol)) is not None:
+            self.handle(book)
+        return self.latest.get(symbol)
 
     def handle(self, book: BookTicker) -> None:
         symbol = book.symbol
         known = self.latest.get(symbol)
         if known is None:
             self.latest[symbol] = book
-            self._minutes[symbol] = BookMinute(book.updated_at - book.updated_at % MINUTE_MS)
-            self._minutes[symbol].updates = 1
-            self._minutes[symbol].lag_ms = book.received_at - book.updated_at
+            minute = self._minutes[symbol] = BookMinute(book.updated_at - book.updated_at % MINUTE_MS)
+            minute.updates = 1
+            minute.lag_ms = book.received_at - book.updated_at
             return
         if book.update_id <= known.update_id and book.updated_at <= known.updated_at:
             return  # a repeat, or overtaken on another connection
+        self.latest[symbol] = book
+        if self._lane is not None:
+            return
         minute = self._minutes[symbol]
-        boundary = minute.minute + MINUTE_MS
-        if book.updated_at >= boundary:
-            minute.stood(known, boundary - known.updated_at)
+        if book.updated_at < minute.end:
+            minute.stood(known, book.updated_at - known.updated_at)
+        else:
+            minute.stood(known, minute.end - known.updated_at)
             self._add_row(minute.row(known))
             opened = book.updated_at - book.updated_at % MINUTE_MS
             minute = self._minutes[symbol] = BookMinute(opened)
             minute.stood(known, book.updated_at - opened)
-        else:
-            minute.stood(known, book.updated_at - known.updated_at)
         minute.changed(known, book)
-        self.latest[symbol] = book
 
     def slippage(self, symbol: str, side: Side, quantity: float) -> SlippageEstimate | None:
         """What a market order would probably fill at, by the newest best bid and ask; None before the first."""
-        book = self.latest.get(symbol)
+        book = self.get(symbol)
         return None if book is None else slippage_estimate(book, side, quantity)
 
     def flush(self) -> None:
         """Add the rows of the minutes in progress."""
         for symbol, minute in self._minutes.items():
-            if minute.updates:
+            if self._lane is None and minute.updates:
                 self._add_row(minute.row(self.latest[symbol]))
 
     def forget(self, symbol: str) -> None:
         self.latest.pop(symbol, None)
         self._minutes.pop(symbol, None)
-
-
-def _imbalance(book: BookTicker) -> float:
-    """(bid_qty - ask_qty) / (bid_qty + ask_qty), 0 where nothing is quoted."""
-    total = book.bid_qty + book.ask_qty
-    return (book.bid_qty - book.ask_qty) / total if total else 0.0
