@@ -117,6 +117,10 @@ def trouble(parts: Parts, connections: Iterable[Connection], ready: bool) -> lis
     for connection in connections:
         if not connection.live:
             found.append(f"{connection.name} is not connected ({connection.last_error or 'connecting'})")
+    if parts.buffer.last_error:
+        found.append(f"rows wait for the database: {parts.buffer.last_error}")
+    if publisher_error := parts.publisher.statistics().last_error:
+        found.append(f"messages wait in the outbox: {publisher_error}")
     if parts.router.failed:
         found.append(f"{parts.router.failed} messages met a bug in a handler: see the log")
     return found

@@ -153,12 +153,13 @@ async def test_a_stop_flushes_every_candle_that_was_decided_on(number: signal.Si
     """Buffers wait up to five seconds; a stop right after a decision must not cost the candle behind it."""
     async with simulated() as exchange:
         settings = settings_file(exchange, tmp_path, buffer_max_age_s=1000)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "perpline", "run", "--config", str(settings), "--json"),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=(tmp_path / "worker.log").open("wb"),
-            env=CLEAN,
-        )
+        with (tmp_path / "worker.log").open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "perpline", "run", "--config", str(settings), "--json"),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env=CLEAN,
+            )
         database = Database(tmp_path)
         await eventually(lambda: database.decisions() >= 2 * len(exchange.symbols), 40.0)
         process.send_signal(number)

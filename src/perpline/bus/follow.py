@@ -37,8 +37,9 @@ class SignalFollower:
 
     Reads streams, not channels, so nothing is missed that the server still holds. Without `symbols` it follows every
     stream of the slot, also those that appear later, which it reads whole. `stored_position` is asked once for each
-    stream; `on_start(stream, id)` is told where each begins, and `on_hole(symbol, from, to)` where entries after the
-    stored position have left the stream meanwhile, for it keeps about a week.
+    stream; `on_start(stream, id)` is told where each begins, and once all have begun, without `symbols`, so is
+    `sig:{slot}:*`: a stream without a position has then appeared since. `on_hole(symbol, from, to)` is told where
+    entries after the stored position have left the stream meanwhile, for it keeps about a week.
 
     Both calls may raise Unavailable, after which they can simply be made again, or NeedsPerson.
     """
@@ -64,7 +65,8 @@ class SignalFollower:
         self._stored_position = stored_position
         self._on_start = on_start
         self._on_hole = on_hole
-        self._started = False
+        self._all = f"{self._prefix}*"
+        self._new_are_read_whole = start == "beginning"
         self._look_at_s = 0.0
         self._client = redis_client(url, as_text=True)
 
@@ -112,13 +114,17 @@ class SignalFollower:
 
     async def _look(self) -> None:
         """Take up the streams that are not yet followed."""
+        if self._start == "last" and not self._wanted and self._stored_position(self._all) is not None:
+            self._new_are_read_whole = True
         names = self._wanted or [name async for name in self._client.scan_iter(f"{_literally(self._prefix)}*", 1000)]
         new = [name for name in dict.fromkeys(names) if name not in self.positions]
         begun = {name: await self._begin(name) for name in new}
         for name, position in begun.items():
             self._on_start(name, position)
+        if not self._wanted:
+            self._on_start(self._all, (0, 0))
         self.positions |= begun
-        self._started = True
+        self._new_are_read_whole = True
         self._look_at_s = self._clock.wall_s() + (LOOK_EVERY_S if self.positions else 1.0)
 
     async def _begin(self, stream: str) -> EntryId:
@@ -128,7 +134,7 @@ class SignalFollower:
             if oldest and entry_id(oldest[0][0])[0] > stored[0] + MINUTE_MS:
                 self._on_hole(stream.removeprefix(self._prefix), stored[0], entry_id(oldest[0][0])[0])
             return stored
-        if self._started or self._start == "beginning":
+        if self._new_are_read_whole:
             return (0, 0)
         newest: Any = await self._client.xrevrange(stream, count=1)
         return entry_id(newest[0][0]) if newest else (0, 0)

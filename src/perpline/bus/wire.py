@@ -47,7 +47,7 @@ def signal_of(fields: Mapping[str, str]) -> Signal:
     Raises Malformed for anything else, a later version of the message among it.
     """
     try:
-        members: dict[str, Any] = {**fields, "flags": msgspec.json.decode(fields.get("flags", ""))}
+        members: dict[str, Any] = {"v": "", "type": "", **fields, "flags": msgspec.json.decode(fields.get("flags", ""))}
         return msgspec.convert(members, Signal, strict=False)
     except msgspec.MsgspecError as error:
         raise Malformed(f"this is no signal that this version can read: {error}") from error

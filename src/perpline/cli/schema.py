@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from perpline.cli.options import JsonOption, print_json
-from perpline.common.errors import NeedsPerson
 from perpline.domain.messages import MESSAGES, json_schema
 
 
@@ -19,7 +18,7 @@ def schema(
     Example: perpline schema signal > signal.schema.json
     """
     if name is not None and name not in MESSAGES:
-        raise NeedsPerson(f"there is no message {name!r}: there are {', '.join(MESSAGES)}")
+        raise typer.BadParameter(f"there is no message {name!r}: there are {', '.join(MESSAGES)}")
     found = json_schema(name) if name is not None else {each: json_schema(each) for each in MESSAGES}
     if as_json:
         print_json(found)

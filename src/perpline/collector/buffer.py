@@ -4,11 +4,14 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+import structlog
 from msgspec import Struct
 
 from perpline.common.clock import Clock
 from perpline.common.errors import Unavailable
 from perpline.storage.store import TABLES, Row
+
+log = structlog.get_logger("perpline.buffer")
 
 
 class BufferStatistics(Struct, frozen=True, kw_only=True):
@@ -57,6 +60,7 @@ class Buffer:
         self._max_rows = max_rows
         self._on_dropped = on_dropped
         self._tables = {name: _Waiting() for name in TABLES}
+        self._away = False
         self._full = asyncio.Event()
         self._flushing = asyncio.Lock()
 
@@ -82,9 +86,16 @@ class Buffer:
             due = [name for name, waiting in self._tables.items() if self._is_due(waiting)]
             try:
                 await self._flush(due)
-            except Unavailable:
+            except Unavailable as error:
+                if not self._away:
+                    log.error("rows_wait", reason=str(error), action="flush")
+                self._away = True
                 # The rows are kept. Size does not wake us before the next look, or we would try without pause.
                 await self._clock.sleep_wall(self._check_every_s)
+                continue
+            if self._away:
+                log.warning("rows_are_written_again", action="flush")
+            self._away = False
 
     async def flush(self) -> None:
         """Write everything that waits. Raises Unavailable as soon as the store does; what was not written is kept."""

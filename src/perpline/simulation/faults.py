@@ -5,16 +5,13 @@ interval), so a history with faults can be repeated; what concerns single frames
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
-from msgspec import Meta
 
-Share = Annotated[float, Meta(ge=0.0, le=1.0)]
-Where = Literal["all", "public", "market", "private", "unrouted"]
-Seconds = Annotated[float, Meta(ge=0.0, le=1e7)]
+from perpline.simulation.incidents import INCIDENT_NAMES, AnyIncident, Seconds, Share, Where
 
 
 class Faults(msgspec.Struct, forbid_unknown_fields=True):
@@ -43,6 +40,8 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
     """A new subscription first gets the stream's last closing frame once more."""
     garbage_share: Share = 0.0
     """Per frame, the chance that something unreadable is sent before it."""
+    incidents: list[AnyIncident] = []
+    """What happens at a time of its own: incidents.py. They leave the list when they are over."""
 
     def mutes(self, stream: str) -> bool:
         return self.ack_and_nothing != "" and fnmatchcase(stream, self.ack_and_nothing)
@@ -62,7 +61,7 @@ class Faults(msgspec.Struct, forbid_unknown_fields=True):
         return 0
 
 
-FAULT_NAMES = tuple(field.name for field in msgspec.structs.fields(Faults))
+FAULT_NAMES = tuple(field.name for field in msgspec.structs.fields(Faults) if field.name != "incidents")
 
 
 def where(text: object) -> Where:
@@ -76,29 +75,55 @@ def where(text: object) -> Where:
 
 def changed(faults: Faults, changes: dict[str, Any]) -> None:
     """Set fields of `faults`, all or none. Raises ValueError naming the field, with a suggestion if unknown."""
+    known = (*FAULT_NAMES, "incidents")
     for name in changes:
-        if name not in FAULT_NAMES:
-            near = difflib.get_close_matches(name, FAULT_NAMES, 1)
-            raise ValueError(f"unknown fault {name!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+        if name not in known:
+            raise ValueError(f"unknown fault {name!r}{_suggestion(name, known)}")
+    fields = {name: getattr(faults, name) for name in FAULT_NAMES}
     try:
-        checked = msgspec.convert({**msgspec.structs.asdict(faults), **changes}, Faults, strict=False)
+        checked = msgspec.convert({**fields, **changes}, Faults, strict=False)
     except msgspec.ValidationError as error:
         raise ValueError(f"fault not accepted: {error}") from error
     for name in changes:
         setattr(faults, name, getattr(checked, name))
 
 
+def incident(fields: object) -> AnyIncident:
+    """An incident from its name and its fields. Raises ValueError."""
+    name = fields.get("name") if isinstance(fields, dict) else None
+    if name not in INCIDENT_NAMES:
+        raise ValueError(f"unknown incident {name!r}{_suggestion(str(name), INCIDENT_NAMES)}")
+    try:
+        found: AnyIncident = msgspec.convert(fields, AnyIncident, strict=False)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{name} not accepted: {error}") from error
+    return found
+
+
 def parsed(settings: list[str]) -> Faults:
-    """Faults from NAME=VALUE texts. Raises ValueError."""
+    """Faults from texts: NAME=VALUE for a field, NAME or NAME:key=value,key=value for an incident. Raises ValueError."""
     changes: dict[str, Any] = {}
+    incidents: list[AnyIncident] = []
     for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise ValueError(f"a fault is given as NAME=VALUE, not {setting!r}")
+        name, colon, rest = setting.partition(":")
+        if "=" not in name:
+            name = name.strip().replace("-", "_")
+            if colon or name in INCIDENT_NAMES:
+                pairs = [pair.partition("=") for pair in rest.split(",") if pair]
+                incidents.append(incident({"name": name, **{key.strip(): value.strip() for key, _, value in pairs}}))
+                continue
+            raise ValueError(f"a fault is given as NAME=VALUE or NAME:key=value,…, not {setting!r}")
+        name, _, value = setting.partition("=")
         changes[name.strip().replace("-", "_")] = value.strip()
     faults = Faults()
     changed(faults, changes)
+    faults.incidents = incidents
     return faults
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f", did you mean {near[0]!r}?" if near else ""
 
 
 def garbage(draw: int) -> tuple[bytes, bool]:

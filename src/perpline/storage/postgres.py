@@ -354,23 +354,25 @@ class PostgresStore:
             wanted = {time // DAY_MS for time in times}
         except TypeError as error:
             raise ValueError(str(error)) from error
-        missing = sorted(wanted - days.known)
-        if missing:
-            if not 0 <= missing[0] <= missing[-1] < LAST_DAY:
-                raise ValueError("a time before 1970 or after 2099")
-            async with _transaction(connection):
-                # One at a time. Attaching, unlike CREATE TABLE … PARTITION OF, waits for no reader or writer.
-                await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('perpline partitions', 0))")
-                for day in missing:
-                    name = f"{table}_{datetime.fromtimestamp(day * 86_400, UTC):%Y%m%d}"
-                    if await connection.fetchval("SELECT to_regclass($1) IS NULL", name):
-                        await connection.execute(
-                            f"CREATE TABLE {name} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS); "
-                            f"ALTER TABLE {table} ATTACH PARTITION {name} "
-                            f"FOR VALUES FROM ({day * DAY_MS}) TO ({(day + 1) * DAY_MS})"
-                        )
-            days.known.update(missing)
+        if not wanted <= days.known:
+            await self._make(connection, table, sorted(wanted - days.known))
         days.newest = max(wanted, default=days.newest)
+
+    async def _make(self, connection: Connection, table: str, days: Sequence[int]) -> None:
+        if not 0 <= days[0] <= days[-1] < LAST_DAY:
+            raise ValueError("a time before 1970 or after 2099")
+        async with _transaction(connection):
+            # One at a time. Attaching, unlike CREATE TABLE … PARTITION OF, waits for no reader or writer.
+            await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('perpline partitions', 0))")
+            for day in days:
+                name = f"{table}_{datetime.fromtimestamp(day * 86_400, UTC):%Y%m%d}"
+                if await connection.fetchval("SELECT to_regclass($1) IS NULL", name):
+                    await connection.execute(
+                        f"CREATE TABLE {name} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS); "
+                        f"ALTER TABLE {table} ATTACH PARTITION {name} "
+                        f"FOR VALUES FROM ({day * DAY_MS}) TO ({(day + 1) * DAY_MS})"
+                    )
+        self._days[table].known.update(days)
 
     def _make_next_day(self, table: str) -> None:
         """Make the partition of the day after the rows that were just written, beside the work."""
@@ -385,7 +387,7 @@ class PostgresStore:
 
     async def _make_ahead(self, table: str, day: int) -> None:
         try:
-            await self._rows.run(self._make_days, table, [day * DAY_MS])
+            await self._rows.run(self._make, table, [day])
         except Unavailable:
             return  # it is made when it is needed, at the latest
         finally:
