@@ -138,8 +138,18 @@ async def make_clock(settings: Settings) -> SystemClock:
 
 
 async def choose_instruments(settings: Settings, rest: MarketRest) -> dict[str, Instrument]:
-    """The instruments to follow, by symbol, in the order named or by volume. Raises NeedsPerson for unknown symbols."""
-    listed = {instrument.symbol: instrument for instrument in await rest.instruments()}
+    """The instruments to follow, by symbol, in the order named or by volume.
+
+    Raises NeedsPerson for unknown symbols, Unavailable where the exchange does not answer.
+    """
+    try:
+        listed = {instrument.symbol: instrument for instrument in await rest.instruments()}
+    except Unavailable as error:
+        raise Unavailable(
+            f"the exchange does not answer at {settings.binance_futures_rest_url} ({error}): "
+            "check the network, or the address (binance_futures_rest_url, network)",
+            error.retry_after_s,
+        ) from None
     if settings.top is None:
         missing = [symbol for symbol in settings.symbols if symbol not in listed]
         if missing:
@@ -209,8 +219,8 @@ async def opened_parts(settings: Settings, rng: random.Random) -> AsyncIterator[
     store = open_store(settings.database_url.get_secret_value())
     bus = open_bus(settings.redis_url.get_secret_value())
     try:
-        await measure_offset(clock, rest)
         instruments = await choose_instruments(settings, rest)
+        await measure_offset(clock, rest)
         await store.open()
         await bus.open()
         yield make_parts(settings, clock, store, bus, instruments, rest, rng), rest
@@ -483,7 +493,8 @@ async def load_windows(parts: Parts) -> None:
         boundary = last_boundary(now, length)
         wanted = LiveFeatures.lookback_min if interval == "1m" else CACHED_CANDLES
         start = boundary - wanted * length
-        stored = await parts.store.last_candles(interval, parts.symbols, wanted)
+        spare = FUTURE_TOLERANCE_MS // MINUTE_MS  # candles ahead of our clock must not push out the first ones
+        stored = await parts.store.last_candles(interval, parts.symbols, wanted + spare)
         for symbol in parts.symbols:
             candles = [candle for candle in stored[symbol] if candle.open_time >= start]
             last = stored[symbol][-1].open_time if stored[symbol] else None

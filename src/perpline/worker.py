@@ -1,6 +1,7 @@
 """A worker's life: started by recovery, every long-lived task in one TaskGroup, ended by a drain."""
 
 import asyncio
+import gc
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -148,6 +149,9 @@ class Worker:
         await self.parts.closed.healed()
         while self._waiting_for():
             await self._clock.sleep_wall(0.02)
+        # What lives now lives on: a full collection that walks it would fall into some close (82 ms were measured).
+        gc.collect()
+        gc.freeze()
         self.ready_at = self._clock.exchange_now_ms()
         self.ready_after_s = round(self._clock.wall_s() - self._started_s, 3)
         log.info("worker_ready", after_s=self.ready_after_s, action="start")

@@ -21,7 +21,10 @@ class Positions:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = apsw.Connection(str(path))
             self._connection.set_busy_timeout(5000)
-            self._connection.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL")
+            # Small pages and rare checkpoints: a commit a line is all that this file ever sees, and a checkpoint waits
+            # for the disk.
+            for pragma in ("page_size=512", "journal_mode=WAL", "synchronous=NORMAL", "wal_autocheckpoint=10000"):
+                self._connection.execute(f"PRAGMA {pragma}").fetchall()
             self._connection.execute(
                 "CREATE TABLE IF NOT EXISTS position (server TEXT, name TEXT, stream TEXT, ms INTEGER NOT NULL,"
                 " number INTEGER NOT NULL, PRIMARY KEY (server, name, stream)) STRICT, WITHOUT ROWID"

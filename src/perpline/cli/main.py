@@ -34,7 +34,7 @@ def perpline(
 ) -> None: ...
 
 
-COMMANDS = ("demo", "run", "status", "watch", "schema", "config", "plan", "replay", "record", "simulate")
+COMMANDS = ("demo", "run", "status", "watch", "schema", "config", "db", "plan", "replay", "record", "simulate")
 """Each is a module of this folder with a function, or for a group of commands an `app`, of that name."""
 
 
@@ -49,7 +49,7 @@ def add_commands(names: Sequence[str] = COMMANDS) -> None:
         if name in known:
             continue
         module = import_module(f"perpline.cli.{name}")
-        if name == "config":
+        if hasattr(module, "app"):
             app.add_typer(module.app, name=name)
         else:
             app.command()(getattr(module, name))

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from perpline.simulation.faults import FAULT_NAMES, parsed
+from perpline.simulation.incidents import INCIDENT_NAMES
 from perpline.simulation.server import SimulatedExchange
 
 
@@ -25,7 +26,12 @@ def simulate(
     cut_hours: Annotated[float, typer.Option(min=0.001, help="Market hours until a connection is ended.")] = 24.0,
     ping_seconds: Annotated[float, typer.Option(min=0.1, help="Wall seconds between pings.")] = 180.0,
     fault: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help=f"May be repeated. Names: {', '.join(FAULT_NAMES)}.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE|NAME[:key=value,…]",
+            help=f"May be repeated. A setting: {', '.join(FAULT_NAMES)}; or what happens at a time (at_s, for_s, and "
+            f"what src/perpline/simulation/incidents.py says): {', '.join(INCIDENT_NAMES)}.",
+        ),
     ] = None,
 ) -> None:
     """Run a Binance USDⓈ-M futures exchange, market side, on a local port.

@@ -307,7 +307,8 @@ class ClosedCandles:
     async def _watch_deadlines(self, interval: str) -> None:
         length = INTERVAL_MS[interval]
         # An hour's clock may be stepped or corrected meanwhile; never sleep past a minute without looking again.
-        boundary = last_boundary(self._clock.exchange_now_ms(), length) + length
+        # The first one may have passed since the windows were loaded, before any socket was open.
+        boundary = last_boundary(self._clock.exchange_now_ms(), length)
         while True:
             wait_s = (boundary - self._clock.exchange_now_ms()) / 1000 + self._close_deadline_s
             if wait_s > 0:

@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from typing import Literal, TextIO
 
+import stamina
 import structlog
 from structlog.typing import Processor
 
@@ -39,6 +40,8 @@ def configure_logging(level: LogLevel, log_format: LogFormat, stream: TextIO | N
         # Not cached: a logger that was made before this call must follow it.
         cache_logger_on_first_use=False,
     )
+    # Each retry of a read is no change of state; what fails in the end is told by whoever asked.
+    stamina.instrumentation.set_on_retry_hooks([])
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -4,7 +4,9 @@ Everything takes `now_ms` and shows nothing later than it. All of it is a pure f
 published, what REST answers and what a test is told as the truth come from the same integers.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -71,6 +73,25 @@ class Book:
     update_id: int
 
 
+@dataclass(slots=True)
+class _Interruption:
+    """Minutes in which nothing is traded: `share` of first_minute <= minute < end_minute."""
+
+    key: int
+    index: int
+    first_minute: int
+    end_minute: int
+    share: float = 1.0
+    closing: bool = True
+    halted: bool = False
+    seed: int = 0
+
+    def covers(self, minute: int) -> bool:
+        if not self.first_minute <= minute < self.end_minute:
+            return False
+        return self.share >= 1.0 or scatter(self.seed * 1_000_003 + self.index, minute) < self.share * 2**64
+
+
 @dataclass(frozen=True, slots=True)
 class Mark:
     mark: float
@@ -91,10 +112,123 @@ class Exchange:
         self.symbols: tuple[str, ...] = tuple(instrument.symbol for instrument in world.instruments)
         self.index_of: dict[str, int] = {symbol: index for index, symbol in enumerate(self.symbols)}
         self._expected: dict[int, list[tuple[float, int]]] = {}
+        self._listed_ms: dict[int, int] = {}
+        self._delisted_ms: dict[int, int] = {}
+        self._interruptions: list[_Interruption] = []
+
+    # ---- what is listed and traded when; everything begins and ends with a whole minute
+
+    def enlist(self, index: int, from_ms: int) -> None:
+        """This contract is unknown before `from_ms`."""
+        self._listed_ms[index] = _whole_minute(from_ms) * MINUTE_MS
+
+    def delist(self, index: int, from_ms: int) -> None:
+        """This contract's candles end at `from_ms`."""
+        self._delisted_ms[index] = _whole_minute(from_ms) * MINUTE_MS
+
+    def halt(self, key: int, index: int, from_ms: int, to_ms: float) -> None:
+        """Nothing is traded and the book stands from `from_ms` to `to_ms`."""
+        self._interruptions.append(_Interruption(key, index, _whole_minute(from_ms), _whole_minute(to_ms), halted=True))
+
+    def quieten(self, key: int, index: int, from_ms: int, to_ms: float, share: float, closing: bool, seed: int) -> None:
+        """That share of the minutes from `from_ms` to `to_ms` sees no trade; without `closing` no closing frame."""
+        self._interruptions.append(
+            _Interruption(key, index, _whole_minute(from_ms), _whole_minute(to_ms), share, closing, seed=seed)
+        )
+
+    def resume(self, key: int, at_ms: int) -> None:
+        """What was begun under this key is over."""
+        for each in self._interruptions:
+            if each.key == key:
+                each.end_minute = min(each.end_minute, _whole_minute(at_ms))
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether every contract is listed and traded all the time."""
+        return not (self._interruptions or self._listed_ms or self._delisted_ms)
+
+    def is_known(self, index: int, now_ms: int) -> bool:
+        return now_ms >= self._listed_ms.get(index, 0)
+
+    def is_traded(self, index: int, now_ms: int) -> bool:
+        """Listed and not delisted. A halted contract is one."""
+        return self.is_known(index, now_ms) and now_ms < self._delisted_ms.get(index, now_ms + 1)
+
+    def is_halted(self, index: int, now_ms: int) -> bool:
+        minute = now_ms // MINUTE_MS
+        return any(each.halted and each.index == index and each.covers(minute) for each in self._interruptions)
+
+    def status(self, index: int, now_ms: int) -> str:
+        if not self.is_traded(index, now_ms):
+            return "SETTLING"
+        return "TRADING_HALT" if self.is_halted(index, now_ms) else "TRADING"
+
+    def onboard_ms(self, index: int) -> int:
+        return self._listed_ms.get(index, GENESIS_MS)
+
+    def without_trades(self, minute: int) -> set[int]:
+        """Contracts that nothing is traded in during this minute, but for those that are quiet by nature."""
+        if self.is_ordinary:
+            return set()
+        untraded = {index for index in range(len(self.symbols)) if not self.is_traded(index, minute * MINUTE_MS)}
+        return untraded | {each.index for each in self._interruptions if each.covers(minute)}
+
+    def closes_silently(self, index: int, minute: int) -> bool:
+        """Whether this minute without trades sends no closing frame."""
+        return any(each.index == index and not each.closing and each.covers(minute) for each in self._interruptions)
+
+    def minutes(self, index: int, first_minute: int, count: int) -> Ints:
+        """The world's candle rows (count, 11), flat where trading was interrupted."""
+        rows = self.world.minutes(index, first_minute, count)
+        covering = [each for each in self._interruptions if each.index == index]
+        if not covering or count == 0:
+            return rows
+        interrupted = np.array(
+            [any(each.covers(first_minute + at) for each in covering) for at in range(count)], dtype=np.bool_
+        )
+        if not interrupted.any():
+            return rows
+        # A minute that is empty by nature is flat too, and not at a close that was never traded at.
+        interrupted |= rows[:, TRADES] == 0
+        last = np.maximum.accumulate(np.where(interrupted, -1, np.arange(count)))
+        closes = rows[last, CLOSE]
+        if last[0] < 0:
+            closes[last < 0] = self._close_before(index, first_minute, covering)
+        rows = rows.copy()
+        rows[interrupted] = 0
+        rows[interrupted, OPEN : CLOSE + 1] = closes[interrupted, None]
+        rows[interrupted, FIRST_ID : LAST_ID + 1] = -1
+        return rows
+
+    def _close_before(self, index: int, minute: int, covering: Sequence["_Interruption"]) -> int:
+        while True:
+            minute -= 1
+            row = self.world.minutes(index, minute, 1)[0]
+            if row[TRADES] and not any(each.covers(minute) for each in covering):
+                return int(row[CLOSE])
 
     def detail(self, index: int, hour: int) -> HourDetail:
         """One hour of one contract down to the trade."""
-        return self.world.detail(index, hour)
+        detail = self.world.detail(index, hour)
+        covering = [each for each in self._interruptions if each.index == index]
+        if not covering:
+            return detail
+        held = np.array([not any(each.covers(hour * 60 + at) for each in covering) for at in range(60)])
+        kept = held[(detail.time_ms - hour * HOUR_MS) // MINUTE_MS]
+        return replace(
+            detail,
+            **{
+                name: getattr(detail, name)[kept]
+                for name in (
+                    "time_ms", "price", "quantity", "buyer_is_maker", "first_id", "last_id", "aggregate_id"
+                )
+            },
+            minutes=self.minutes(index, hour * 60, 60),
+        )  # fmt: skip
+
+    def _told_until(self, index: int, now_ms: int) -> int:
+        """The last instant up to now at which there was something to tell of this contract."""
+        return min(now_ms, self._delisted_ms.get(index, now_ms + 1) - 1)
 
     # ---- candles
 
@@ -102,7 +236,7 @@ class Exchange:
         self, index: int, interval: str, start_ms: int | None, end_ms: int | None, limit: int, now_ms: int
     ) -> list[KlineRow]:
         """Rows as GET /fapi/v1/klines gives them: the last one may still be open."""
-        opens = self._opens(interval, start_ms, end_ms, limit, now_ms)
+        opens = self._opens(index, interval, start_ms, end_ms, limit, now_ms)
         return [
             self.kline_row(index, interval, open_ms, candle)
             for open_ms, candle in zip(opens, self._candles(index, interval, opens, now_ms), strict=True)
@@ -112,7 +246,7 @@ class Exchange:
         """The candles with from_ms <= open time < to_ms that are closed at `now_ms`: the truth."""
         opens = [
             open_ms
-            for open_ms in self._opens(interval, from_ms, to_ms - 1, 10_000_000, now_ms)
+            for open_ms in self._opens(index, interval, from_ms, to_ms - 1, 10_000_000, now_ms)
             if next_open(interval, open_ms) <= now_ms
         ]
         return [
@@ -151,7 +285,8 @@ class Exchange:
         """The klines of mark price (series 0), index price (1) or premium index (2)."""
         rows: list[KlineRow] = []
         per_minute = 12 if series == 2 else 60
-        for open_ms in self._opens(interval, start_ms, end_ms, limit, now_ms):
+        now_ms = self._told_until(index, now_ms)
+        for open_ms in self._opens(index, interval, start_ms, end_ms, limit, now_ms):
             after = next_open(interval, open_ms)
             minutes = (min(after, now_ms // MINUTE_MS * MINUTE_MS) - open_ms) // MINUTE_MS
             parts = []
@@ -184,8 +319,11 @@ class Exchange:
     def day(self, index: int, now_ms: int) -> Candle:
         """The last 24 hours as one candle, to the minute."""
         minute = now_ms // MINUTE_MS
-        rows = self.world.minutes(index, minute - 1439, 1439)
-        return merged(_fold(rows, [0])[0], self.forming_minute(index, now_ms))
+        first = max(minute - 1439, self.onboard_ms(index) // MINUTE_MS)
+        forming = self.forming_minute(index, now_ms)
+        if first >= minute:
+            return forming
+        return merged(_fold(self.minutes(index, first, minute - first), [0])[0], forming)
 
     def forming_minute(self, index: int, now_ms: int) -> Candle:
         """The minute of `now_ms` from its trades so far; flat at the last close while there are none."""
@@ -193,13 +331,15 @@ class Exchange:
         detail = self.detail(index, now_ms // HOUR_MS)
         first, last = np.searchsorted(detail.time_ms, [minute * MINUTE_MS, now_ms + 1])
         if first == last:
-            row = self.world.minutes(index, minute - 1, 1)[0]
+            row = self.minutes(index, minute - 1, 1)[0]
             return flat(int(row[CLOSE]))
         return candle_of_trades(detail, int(first), int(last))
 
     def _candles(self, index: int, interval: str, opens: list[int], now_ms: int) -> list[Candle]:
         if not opens:
             return []
+        now_ms = self._told_until(index, now_ms)
+        listed = self.onboard_ms(index) // MINUTE_MS
         end = next_open(interval, opens[-1])
         closed_to = min(end, now_ms // MINUTE_MS * MINUTE_MS)
         candles: list[Candle] = []
@@ -207,11 +347,13 @@ class Exchange:
         piece = max(1, 44_640 * MINUTE_MS // max(MINUTE_MS, next_open(interval, opens[0]) - opens[0]))
         for at in range(0, len(opens), piece):
             part = opens[at : at + piece]
-            first = part[0] // MINUTE_MS
+            first = max(listed, part[0] // MINUTE_MS)
             to = min(closed_to, next_open(interval, part[-1])) // MINUTE_MS
-            starts = [open_ms // MINUTE_MS - first for open_ms in part if open_ms // MINUTE_MS < to]
+            starts = [
+                max(0, open_ms // MINUTE_MS - first) for open_ms in part if max(listed, open_ms // MINUTE_MS) < to
+            ]
             if starts:
-                candles += _fold(self.world.minutes(index, first, to - first), starts)
+                candles += _fold(self.minutes(index, first, to - first), starts)
         if end > now_ms:
             forming = self.forming_minute(index, now_ms)
             if len(candles) == len(opens):
@@ -229,9 +371,12 @@ class Exchange:
         values = _between(detail, (detail.mark, detail.index, detail.premium)[series], times)
         return np.array([[values[0], values.max(), values.min(), values[-1]]]), len(values)
 
-    def _opens(self, interval: str, start_ms: int | None, end_ms: int | None, limit: int, now_ms: int) -> list[int]:
+    def _opens(
+        self, index: int, interval: str, start_ms: int | None, end_ms: int | None, limit: int, now_ms: int
+    ) -> list[int]:
         """Open times, in order, of the rows a request gets."""
-        first = next_open(interval, open_of(interval, GENESIS_MS) - 1)
+        first = open_of(interval, self.onboard_ms(index))
+        now_ms = self._told_until(index, now_ms)
         last = open_of(interval, min(now_ms, now_ms if end_ms is None else end_ms))
         opens: list[int] = []
         if start_ms is not None:
@@ -254,6 +399,8 @@ class Exchange:
         """Best bid and ask at that time. Quantities, and now and then a wider side, change with every update."""
         own = self.instruments[index]
         period = self.book_period_ms(index)
+        while self.is_halted(index, time_ms):
+            time_ms = time_ms // MINUTE_MS * MINUTE_MS - 1
         cell = time_ms // period
         draw = scatter(self.world.seed * 1_000_003 + index, cell)
         at = cell * period + (draw >> 40) % period
@@ -318,7 +465,7 @@ class Exchange:
         part = (within - node * 5) / 5
         mark = detail.mark[node] + (detail.mark[node + 1] - detail.mark[node]) * part
         spot = detail.index[node] + (detail.index[node + 1] - detail.index[node]) * part
-        rate, settles_ms = self.expected_funding(hour)[index]
+        rate, settles_ms = self.expected_funding(hour)[index] if self.is_traded(index, time_ms) else (0.0, 0)
         return Mark(
             mark=float(mark),
             average=float(detail.mark[max(0, node - 5) : node + 1].sum() / (node + 1 - max(0, node - 5))),
@@ -427,7 +574,7 @@ class Exchange:
 
     def _taker_rows(self, index: int, length: int, ends: range) -> list[dict[str, int | str]]:
         minutes = length // MINUTE_MS
-        rows = self.world.minutes(index, ends[0] // MINUTE_MS - minutes, len(ends) * minutes)
+        rows = self.minutes(index, ends[0] // MINUTE_MS - minutes, len(ends) * minutes)
         bought = rows[:, BUY_VOLUME].reshape(-1, minutes).sum(axis=1).tolist()
         traded = rows[:, VOLUME].reshape(-1, minutes).sum(axis=1).tolist()
         pad = 10 ** (4 - self.instruments[index].quantity_decimals)
@@ -488,6 +635,11 @@ def next_open(interval: str, open_ms: int) -> int:
     if interval == "1M":
         return open_of("1M", open_of("1M", open_ms) + 32 * DAY_MS)
     return open_of(interval, open_ms) + INTERVAL_MS[interval]
+
+
+def _whole_minute(time_ms: float) -> int:
+    """The first minute that begins at this time or after it; far beyond all others for inf."""
+    return math.ceil(min(time_ms, 1e15) / MINUTE_MS)
 
 
 def update_at(time_ms: int) -> int:

@@ -101,7 +101,7 @@ def incident(fields: object) -> AnyIncident:
 
 
 def parsed(settings: list[str]) -> Faults:
-    """Faults from texts: NAME=VALUE for a field, NAME or NAME:key=value,key=value for an incident. Raises ValueError."""
+    """Faults from texts: NAME=VALUE for a field, NAME or NAME:key=value,… for an incident. Raises ValueError."""
     changes: dict[str, Any] = {}
     incidents: list[AnyIncident] = []
     for setting in settings:
@@ -112,7 +112,8 @@ def parsed(settings: list[str]) -> Faults:
                 pairs = [pair.partition("=") for pair in rest.split(",") if pair]
                 incidents.append(incident({"name": name, **{key.strip(): value.strip() for key, _, value in pairs}}))
                 continue
-            raise ValueError(f"a fault is given as NAME=VALUE or NAME:key=value,…, not {setting!r}")
+            near = _suggestion(name, INCIDENT_NAMES)
+            raise ValueError(f"a fault is given as NAME=VALUE or NAME:key=value,…, not {setting!r}{near}")
         name, _, value = setting.partition("=")
         changes[name.strip().replace("-", "_")] = value.strip()
     faults = Faults()

@@ -143,6 +143,7 @@ class Feed:
         self._book_wall_s: list[float] = [0.0] * count
         self._closings: list[_Closing] = []
         self._closing_number = 0
+        self._status: dict[int, str] = {}
         self.now_ms = 0
 
     @property
@@ -165,7 +166,7 @@ class Feed:
                 self._add_minute(index, midnight + position * MINUTE_MS, candle)
         if len(today[0]) == 0:
             for index in range(len(today)):
-                self._last_close[index] = int(self._exchange.world.minutes(index, now_ms // MINUTE_MS - 1, 1)[0, CLOSE])
+                self._last_close[index] = int(self._exchange.minutes(index, now_ms // MINUTE_MS - 1, 1)[0, CLOSE])
         self._play_trades(now_ms // MINUTE_MS * MINUTE_MS, now_ms, publish=False)
 
     def advance(self, now_ms: int) -> None:
@@ -208,7 +209,10 @@ class Feed:
 
     def _play_trades(self, from_ms: int, before_ms: int, *, publish: bool) -> None:
         hour = self._hours[from_ms // HOUR_MS]
+        silent = self._exchange.without_trades(from_ms // MINUTE_MS)
         for time_ms, index, price, quantity, maker, first_id, last_id, aggregate_id in hour.play(from_ms, before_ms):
+            if index in silent:
+                continue
             forming = self._forming[index]
             quote = price * quantity
             if forming is None:
@@ -254,8 +258,13 @@ class Feed:
         for index, forming in enumerate(self._forming):
             candle = flat(self._last_close[index]) if forming is None else forming
             self._forming[index] = None
+            if not self._exchange.is_traded(index, open_ms):
+                self._bases[index].clear()
+                continue
             for interval, whole in self._add_minute(index, open_ms, candle):
                 self._schedule_closing(index, interval, end_ms, whole)
+        if not self._exchange.is_ordinary:
+            self._send_contract_info(end_ms)
         # A frame of the minute that is over would be older than its closing frame.
         self._traded.clear()
 
@@ -281,8 +290,9 @@ class Feed:
         def draw(purpose: str) -> int:
             return scatter(crc32(f"{seed} {purpose} {interval}".encode()) * 65_537 + index, end_ms)
 
-        later = self._faults.closing_delay_ms(draw, candle[TRADES] == 0)
-        if later is None:
+        empty = candle[TRADES] == 0
+        later = self._faults.closing_delay_ms(draw, empty)
+        if later is None or (empty and self._exchange.closes_silently(index, end_ms // MINUTE_MS - 1)):
             return
         send_ms = end_ms + 100 + draw("closing delay") % 1901 + later
         self._closing_number += 1
@@ -358,12 +368,19 @@ class Feed:
             due = [stream for stream in streams if at_ms % stream.period_ms == 0]
             if not due:
                 continue
+            if index != ALL_SYMBOLS and not self._exchange.is_traded(index, at_ms):
+                continue
             if index != ALL_SYMBOLS:
                 payload = self._mark(index, values, funding[index], at_ms).encode()
                 for stream in due:
                     self._streams.publish(stream, payload)
                 continue
-            rows = [self._mark(each, values, funding[each], at_ms) for each in range(len(self._exchange.symbols))]
+            # A delisted contract goes on without funding (binance.md 2).
+            rows = [
+                self._mark(each, values, funding[each] if self._exchange.is_traded(each, at_ms) else (0.0, 0), at_ms)
+                for each in range(len(self._exchange.symbols))
+                if self._exchange.is_known(each, at_ms)
+            ]
             # Some contracts come in a message of their own, and one row of the other market (st 2) among them.
             split = max(1, len(rows) * 3 // 4)
             foreign = rows[0].replace('USDT"', 'USD_PERP"').replace('"st":1', '"st":2')
@@ -383,7 +400,7 @@ class Feed:
     def _send_books(self, now_ms: int, wall_s: float) -> None:
         exchange = self._exchange
         for index, streams in self._streams.wanted_kind("bookTicker").items():
-            if index == ALL_SYMBOLS:
+            if index == ALL_SYMBOLS or not self._book_moves(index, now_ms):
                 continue
             if self._thin:
                 if wall_s - self._book_wall_s[index] < THIN_BOOK_WALL_S:
@@ -406,6 +423,8 @@ class Feed:
     def _send_all_books(self, at_ms: int) -> None:
         for stream in self._streams.wanted("bookTicker", ALL_SYMBOLS):
             for index in range(len(self._exchange.symbols)):
+                if not self._book_moves(index, at_ms):
+                    continue
                 book = self._exchange.book(index, at_ms - 1, self._detail(index, at_ms - 1))
                 self._streams.publish(stream, self._book_ticker(index, book, at_ms))
 
@@ -423,7 +442,7 @@ class Feed:
         for kind in ("depth", "depthDiff"):
             for index, streams in self._streams.wanted_kind(kind).items():
                 for stream in streams:
-                    if self._is_due(stream, now_ms, wall_s, THIN_BOOK_WALL_S):
+                    if self._book_moves(index, now_ms) and self._is_due(stream, now_ms, wall_s, THIN_BOOK_WALL_S):
                         self._send_depth(stream, index, now_ms)
 
     def _send_depth(self, stream: Stream, index: int, now_ms: int) -> None:
@@ -454,9 +473,32 @@ class Feed:
         )
         self._streams.publish(stream, payload.encode())
 
+    def _book_moves(self, index: int, now_ms: int) -> bool:
+        exchange = self._exchange
+        return exchange.is_ordinary or (exchange.is_traded(index, now_ms) and not exchange.is_halted(index, now_ms))
+
     def _detail(self, index: int, time_ms: int) -> HourDetail | None:
         hour = self._hours.get(time_ms // HOUR_MS)
         return None if hour is None else hour.details[index]
+
+    # ---- what is listed
+
+    def _send_contract_info(self, at_ms: int) -> None:
+        """Tell of each contract that has been listed, delisted, halted or resumed since it was looked at last."""
+        for index, symbol in enumerate(self._exchange.symbols):
+            if not self._exchange.is_known(index, at_ms):
+                continue
+            status = self._exchange.status(index, at_ms)
+            before = self._status.get(index)
+            self._status[index] = status
+            if status == before or (before is None and at_ms != self._exchange.onboard_ms(index)):
+                continue
+            payload = (
+                f'{{"e":"contractInfo","E":{at_ms},"s":"{symbol}","ct":"PERPETUAL","dt":4133404800000,'
+                f'"ot":{self._exchange.onboard_ms(index)},"cs":"{status}","st":1}}'
+            ).encode()
+            for stream in self._streams.wanted("contractInfo", ALL_SYMBOLS):
+                self._streams.publish(stream, payload)
 
     # ---- 24-hour tickers
 

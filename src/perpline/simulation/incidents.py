@@ -94,7 +94,7 @@ RestKind = Literal[
 ]
 
 
-class RestFault(OnRoute, tag="rest"):
+class RestFault(Incident, tag="rest"):
     """That share of the requests whose path matches fails, at most `times` of them (0: no bound).
 
     Kinds: an HTTP status with the body that binance.md 3.2 gives for it (503 in its four variants A to D); `torn` (the
@@ -118,25 +118,29 @@ class WrongClock(Incident, tag="clock"):
     drift_ppm: Annotated[float, Meta(ge=-500_000.0, le=500_000.0)] = 0.0
 
 
-class Listed(Incident, tag="listed"):
+class OfMarket(Incident):
+    """An incident of the market itself. Known as soon as it is given, for it shapes what minutes hold."""
+
+
+class Listed(OfMarket, tag="listed"):
     """The contract is unknown until then. `for_s` has no meaning."""
 
     symbol: str
 
 
-class Delisted(Incident, tag="delisted"):
+class Delisted(OfMarket, tag="delisted"):
     """The contract's streams and candles end, its status is SETTLING. `for_s` has no meaning."""
 
     symbol: str
 
 
-class Halted(Incident, tag="halted"):
+class Halted(OfMarket, tag="halted"):
     """Nothing is traded and the book stands; the mark price goes on."""
 
     symbol: str
 
 
-class Quiet(Incident, tag="quiet"):
+class Quiet(OfMarket, tag="quiet"):
     """That share of the minutes of matching contracts sees no trade; with `closing` false nor a closing frame."""
 
     symbol: str = "*"
@@ -190,7 +194,9 @@ class Schedule:
         self._on: dict[type[Incident], list[_Entry]] = {}
 
     def turn(self, now_ms: int) -> tuple[list[tuple[Incident, int, float]], list[Incident]]:
-        """Move to this time; what begins (with its first and last instant, inf for no end) and what is over."""
+        """Move to this time; what begins (with its first and last instant, inf for no end) and what is over.
+
+        An incident of the market begins when it is given, with instants that may be in the future."""
         wanted = self._wanted()
         over = [
             entry
@@ -208,7 +214,11 @@ class Schedule:
                 # Done: it leaves the list, so that who asks is told of what is still to come or on.
                 wanted[:] = [incident for incident in wanted if incident is not entry.incident]
             self._entries.remove(entry)
-        begins = [entry for entry in self._entries if not entry.begun and entry.start_ms <= now_ms]
+        begins = [
+            entry
+            for entry in self._entries
+            if not entry.begun and (entry.start_ms <= now_ms or isinstance(entry.incident, OfMarket))
+        ]
         for entry in begins:
             entry.begun = True
         if begins or over:

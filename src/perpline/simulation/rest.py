@@ -19,6 +19,7 @@ from perpline.simulation.exchange import (
     KlineRow,
     time_of_update,
 )
+from perpline.simulation.incidents import RestFault
 from perpline.simulation.instruments import Instrument, decimal_text
 from perpline.simulation.market import (
     CLOSE,
@@ -56,6 +57,7 @@ class Answer:
     status: int
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
+    content_type: str = "application/json"
 
 
 class RequestError(Exception):
@@ -98,6 +100,9 @@ class Rest:
             return Answer(refusal.status, refusal.body, headers)
         return Answer(200, msgspec.json.encode(body), headers)
 
+    def knows(self, path: str) -> bool:
+        return path in self._routes
+
     def _table(self) -> dict[str, "_Route"]:
         one = _fixed(1)
         table = {
@@ -130,11 +135,11 @@ class Rest:
     # ---- klines
 
     def _klines(self, params: Params, now_ms: int) -> Json:
-        index = self._index(params)
+        index = self._index(params, now_ms)
         return self._kline_rows(index, params, now_ms)
 
     def _continuous_klines(self, params: Params, now_ms: int) -> Json:
-        index = self._index(params, "pair")
+        index = self._index(params, now_ms, "pair")
         if _required(params, "contractType") != "PERPETUAL":
             raise RequestError(-1130, "Data sent for parameter 'contractType' is not valid.")
         return self._kline_rows(index, params, now_ms)
@@ -146,7 +151,7 @@ class Rest:
 
     def _price_klines(self, series: int, name: str) -> "_Respond":
         def respond(params: Params, now_ms: int) -> Json:
-            index = self._index(params, name)
+            index = self._index(params, now_ms, name)
             interval = _interval(params)
             start_ms, end_ms, limit = _window(params, 500, 1500)
             return self._exchange.price_klines(index, series, interval, start_ms, end_ms, limit, now_ms)
@@ -169,7 +174,7 @@ class Rest:
                 "time": now_ms // 1000 * 1000,
             }
 
-        return self._one_or_all(params, row)
+        return self._one_or_all(params, now_ms, row)
 
     def _book_ticker(self, params: Params, now_ms: int) -> Json:
         def row(index: int) -> dict[str, int | str]:
@@ -185,7 +190,7 @@ class Rest:
                 "lastUpdateId": book.update_id,
             }
 
-        return self._one_or_all(params, row)
+        return self._one_or_all(params, now_ms, row)
 
     def _day_ticker(self, params: Params, now_ms: int) -> Json:
         def row(index: int) -> dict[str, int | str]:
@@ -211,7 +216,7 @@ class Rest:
                 "count": day[TRADES],
             }
 
-        return self._one_or_all(params, row)
+        return self._one_or_all(params, now_ms, row)
 
     def _price_ticker(self, params: Params, now_ms: int) -> Json:
         def row(index: int) -> dict[str, int | str]:
@@ -219,10 +224,10 @@ class Rest:
             close = self._exchange.forming_minute(index, now_ms)[CLOSE]
             return {"symbol": own.symbol, "price": decimal_text(close, own.price_decimals), "time": now_ms}
 
-        return self._one_or_all(params, row)
+        return self._one_or_all(params, now_ms, row)
 
     def _depth(self, params: Params, now_ms: int) -> Json:
-        index = self._index(params)
+        index = self._index(params, now_ms)
         limit = _integer(params, "limit", 500)
         if limit is None or limit < 1 or limit > 1000:
             raise RequestError(-1130, "Data sent for parameter 'limit' is not valid.")
@@ -249,7 +254,7 @@ class Rest:
         return {"lastUpdateId": update_id, "E": now_ms, "T": time_ms, "bids": bids, "asks": asks}
 
     def _open_interest(self, params: Params, now_ms: int) -> Json:
-        index = self._index(params)
+        index = self._index(params, now_ms)
         own = self._exchange.instruments[index]
         # Refreshed every few seconds, as on the real exchange: the time is when it was counted.
         at = now_ms // 5_000 * 5_000 - self._exchange.world.bits("oi time", index, now_ms // 5_000) % 2_000
@@ -260,7 +265,7 @@ class Rest:
 
     def _trades(self, params: Params, now_ms: int) -> Json:
         """The latest single trades: each aggregate is dealt out over its ids as the trade stream does it."""
-        index = self._index(params)
+        index = self._index(params, now_ms)
         _, _, limit = _window(params, 500, 1000)
         own = self._exchange.instruments[index]
         rows: list[dict[str, Json]] = []
@@ -292,7 +297,7 @@ class Rest:
 
     def _aggregate_trades(self, params: Params, now_ms: int) -> Json:
         exchange = self._exchange
-        index = self._index(params)
+        index = self._index(params, now_ms)
         start_ms, end_ms, limit = _window(params, 500, 1000)
         from_id = _integer(params, "fromId", None)
         if start_ms is not None and end_ms is not None and end_ms - start_ms > HOUR_MS:
@@ -334,7 +339,7 @@ class Rest:
         start_ms, end_ms, limit = _window(params, 100, 1000)
         end = min(now_ms, now_ms if end_ms is None else end_ms)
         if "symbol" in params:
-            wanted = [self._index(params)]
+            wanted = [self._index(params, now_ms)]
         else:
             wanted = list(range(len(self._exchange.symbols)))
         if start_ms is not None:
@@ -371,7 +376,7 @@ class Rest:
             if start_ms is not None and start_ms < now_ms - 30 * DAY_MS - DAY_MS:
                 raise RequestError(-1130, "parameter 'startTime' is invalid.")
             index = self._exchange.index_of.get(symbol)
-            if index is None:
+            if index is None or not self._exchange.is_known(index, now_ms):
                 # These routes answer an unknown symbol with an empty list.
                 return []
             return self._exchange.period_rows(series, index, period, start_ms, end_ms, limit, now_ms)
@@ -396,17 +401,21 @@ class Rest:
                 {"asset": "BTC", "marginAvailable": True, "autoAssetExchange": "-0.10000000"},
                 {"asset": "BNB", "marginAvailable": True, "autoAssetExchange": "-10"},
             ],
-            "symbols": [_listed(own) for own in self._exchange.instruments],
+            "symbols": [
+                _listed(own, self._exchange.status(own.index, now_ms), self._exchange.onboard_ms(own.index))
+                for own in self._exchange.instruments
+                if self._exchange.is_known(own.index, now_ms)
+            ],
         }
 
-    def _one_or_all(self, params: Params, row: Callable[[int], dict[str, int | str]]) -> Json:
+    def _one_or_all(self, params: Params, now_ms: int, row: Callable[[int], dict[str, int | str]]) -> Json:
         if "symbol" in params:
-            return row(self._index(params))
-        return [row(index) for index in range(len(self._exchange.symbols))]
+            return row(self._index(params, now_ms))
+        return [row(index) for index in range(len(self._exchange.symbols)) if self._exchange.is_known(index, now_ms)]
 
-    def _index(self, params: Params, name: str = "symbol") -> int:
+    def _index(self, params: Params, now_ms: int, name: str = "symbol") -> int:
         index = self._exchange.index_of.get(_required(params, name))
-        if index is None:
+        if index is None or not self._exchange.is_known(index, now_ms):
             raise RequestError(-1121, "Invalid symbol.")
         return index
 
@@ -420,6 +429,49 @@ class _Route:
     weight: Callable[[Params], int]
     pool: str = ""
     """Requests of a pool are counted by five minutes instead of by weight, and carry no weight header."""
+
+
+def failure(fault: RestFault, address: str, now_ms: int) -> Answer:
+    """The answer of a fault of this kind; for `torn`, `slow` and `refused` there is none."""
+    if fault.kind in ("429", "418"):
+        return _limited(fault, address, now_ms)
+    if fault.kind == "empty":
+        return Answer(200, b"")
+    if fault.kind in _PAGES:
+        status, title = _PAGES[fault.kind]
+        page = f"<html><head><title>{status} {title}</title></head><body><h1>{status} {title}</h1></body></html>"
+        return Answer(status, page.encode(), content_type="text/html")
+    status, code, message = _FAILURES[fault.kind]
+    return _error(status, code, message)
+
+
+def _limited(fault: RestFault, address: str, now_ms: int) -> Answer:
+    if fault.kind == "429":
+        text = (
+            f"Too many requests; current limit of IP({address}) is {WEIGHT_LIMIT} requests per minute. "
+            "Please use the websocket for live updates to avoid polling the API."
+        )
+    elif fault.banned_s is not None:
+        text = f"Way too many requests; IP({address}) banned until {now_ms + 1000 * fault.banned_s}."
+    else:
+        text = f"Way too many requests; IP({address}) banned."
+    return _error(int(fault.kind), -1003, text, fault.retry_after_s)
+
+
+_PAGES: Final = {"403": (403, "Forbidden"), "502": (502, "Bad Gateway")}
+_FAILURES: Final = {
+    "408": (408, -1007, "Timeout waiting for response from backend server."),
+    "500": (500, -1000, "Request occur unknown error."),
+    "503a": (503, -1000, "Unknown error, please check your request or try again later."),
+    "503b": (503, -1000, "Service Unavailable."),
+    "503c": (503, -1001, "Internal error; unable to process your request. Please try again."),
+    "503d": (
+        503,
+        -1008,
+        "Request throttled by system-level protection. Reduce-only/close-position orders are exempt. Please try again.",
+    ),
+}
+"""Status and text are documented (binance.md 3.2), of the codes only -1008 is."""
 
 
 class _Address:
@@ -542,7 +594,7 @@ def _depth_weight(params: Params) -> int:
     return {"5": 2, "10": 2, "20": 2, "50": 2, "100": 5, "1000": 20}.get(params.get("limit", "500"), 10)
 
 
-def _listed(own: Instrument) -> dict[str, Json]:
+def _listed(own: Instrument, status: str, onboard_ms: int) -> dict[str, Json]:
     tick = own.tick_units
     typical = round(own.price * 10**own.price_decimals)
     return {
@@ -550,8 +602,8 @@ def _listed(own: Instrument) -> dict[str, Json]:
         "pair": own.symbol,
         "contractType": "PERPETUAL",
         "deliveryDate": 4133404800000,
-        "onboardDate": GENESIS_MS,
-        "status": "TRADING",
+        "onboardDate": onboard_ms,
+        "status": status,
         "maintMarginPercent": "2.5000",
         "requiredMarginPercent": "5.0000",
         "baseAsset": own.base,

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -23,16 +24,37 @@ import msgspec
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from perpline.common.clock import Clock, SystemClock
+from perpline.simulation.clock import ShiftedClock
 from perpline.simulation.control import MOST_STREAMS, Control
 from perpline.simulation.exchange import DAY_MS, INTERVAL_MS, INTERVALS, Candle, Exchange, KlineRow, open_of
-from perpline.simulation.faults import Faults, Where, changed, where
+from perpline.simulation.faults import Faults, changed, incident, where
 from perpline.simulation.feed import Feed, Hour
+from perpline.simulation.incidents import (
+    AnyIncident,
+    Delisted,
+    Disconnect,
+    End,
+    HalfOpen,
+    Halted,
+    Incident,
+    Listed,
+    OnRoute,
+    Quiet,
+    Reorder,
+    RestFault,
+    Schedule,
+    SlowReading,
+    SlowSending,
+    Where,
+    WrongClock,
+)
 from perpline.simulation.market import HOUR_MS, MINUTE_MS, World
-from perpline.simulation.rest import Rest
-from perpline.simulation.streams import ROUTES, UNROUTED, Stats, Stream, Streams
+from perpline.simulation.rest import Answer, Rest, failure
+from perpline.simulation.streams import PING, PONG, ROUTES, UNROUTED, Stats, Stream, Streams, framed
 
 log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
+_OnRoute = TypeVar("_OnRoute", bound=OnRoute)
 
 TICK_WALL_S: Final = 0.02
 """How often the feed is advanced. At speed 60 this is 1.2 s of market time."""
@@ -65,7 +87,8 @@ class SimulatedExchange:
         """`thin`: above speed 1, bookTicker goes down to 5 and forming klines to 2 frames per wall second and stream.
 
         `cut_hours` is market time, `ping_s` and `pong_timeout_s` are wall time."""
-        self.clock: Clock = clock or SystemClock(speed)
+        self._steady: Clock = clock or SystemClock(speed)
+        self.clock = ShiftedClock(self._steady)
         self.seed = seed
         # Change its fields; another object put in its place would not be seen.
         self.faults = faults if faults is not None else Faults()
@@ -73,7 +96,8 @@ class SimulatedExchange:
         self.exchange = Exchange(World(seed, symbols, edge_bp))
         self.symbols = self.exchange.symbols
         self._rng = random.Random(f"{seed}/{self.faults.seed}")
-        self._streams = Streams(self.symbols, self.faults, self.stats, self._rng)
+        self._schedule = Schedule(lambda: self.faults.incidents)
+        self._streams = Streams(self.symbols, self.faults, self.stats, self._rng, self._schedule)
         self._feed = Feed(
             self.exchange,
             self._streams,
@@ -106,6 +130,10 @@ class SimulatedExchange:
         now_ms = self.clock.now_ms()
         return self.exchange.closed_candles(self.exchange.index_of[symbol], interval, from_open_ms, to_open_ms, now_ms)
 
+    def happens(self, incident: AnyIncident) -> None:
+        """Let this happen, at the time it says, counted from the next look at the clock (at most 20 ms from now)."""
+        self.faults.incidents.append(incident)
+
     def disconnect(self, route: Where = "all") -> int:
         """Cut the connections of this route (or all) without a word; how many there were."""
         cut = [connection for connection in self._connections if route in ("all", connection.route)]
@@ -118,6 +146,7 @@ class SimulatedExchange:
         await asyncio.gather(*self._tasks)
 
     async def __aenter__(self) -> "SimulatedExchange":
+        self._turn_schedule()
         now_ms = self.clock.now_ms()
         hour = now_ms // HOUR_MS
         self._feed.add_hour(await self._off_loop(self._compute_hour, hour))
@@ -161,7 +190,9 @@ class SimulatedExchange:
         """Advance the feed; the following hour is computed as soon as an hour begins."""
         coming: asyncio.Future[Hour] | None = None
         while True:
-            now_ms = self.clock.now_ms()
+            self._turn_schedule()
+            # Where its clock steps back the exchange is silent until it has caught up: nothing is told twice.
+            now_ms = max(self.clock.now_ms(), self._feed.now_ms)
             if coming is None and now_ms >= self._feed.loaded_until_ms - HOUR_MS:
                 hour = self._feed.loaded_until_ms // HOUR_MS
                 coming = asyncio.ensure_future(self._off_loop(self._compute_hour, hour))
@@ -174,6 +205,43 @@ class SimulatedExchange:
             for connection in list(self._connections):
                 connection.flush()
             await self.clock.sleep_wall(TICK_WALL_S)
+
+    def _turn_schedule(self) -> None:
+        steady_ms = self._steady.now_ms()
+        begins, over = self._schedule.turn(steady_ms)
+        wrong_by_ms = self.clock.now_ms() - steady_ms
+        for begun, start_ms, end_ms in begins:
+            self._begin(begun, start_ms, start_ms + wrong_by_ms, end_ms + wrong_by_ms)
+        for ended in over:
+            if isinstance(ended, WrongClock):
+                self.clock.unshift(id(ended))
+            elif isinstance(ended, Halted | Quiet):
+                self.exchange.resume(id(ended), self.clock.now_ms())
+
+    def _begin(self, begun: Incident, steady_ms: int, start_ms: int, end_ms: float) -> None:
+        """`start_ms` and `end_ms` by the exchange's clock."""
+        index_of = self.exchange.index_of
+        match begun:
+            case Disconnect() | End() | HalfOpen():
+                for connection in list(self._connections):
+                    if begun.on(connection.route):
+                        connection.meet(begun)
+            case WrongClock():
+                self.clock.shift(id(begun), steady_ms, begun.offset_ms, begun.drift_ppm)
+            case Listed() if begun.symbol in index_of:
+                self.exchange.enlist(index_of[begun.symbol], start_ms)
+            case Delisted() if begun.symbol in index_of:
+                self.exchange.delist(index_of[begun.symbol], start_ms)
+            case Halted() if begun.symbol in index_of:
+                self.exchange.halt(id(begun), index_of[begun.symbol], start_ms, end_ms)
+            case Quiet():
+                for symbol, index in index_of.items():
+                    if fnmatchcase(symbol, begun.symbol):
+                        self.exchange.quieten(
+                            id(begun), index, start_ms, end_ms, begun.share, begun.closing, self.faults.seed
+                        )
+            case Listed() | Delisted() | Halted():
+                log.warning("nothing happens to %s: it is no contract of this exchange", begun.symbol)
 
     def _cut_by_time(self, now_ms: int) -> None:
         for connection in list(self._connections):
@@ -194,6 +262,9 @@ class SimulatedExchange:
             now_ms = self.clock.now_ms()
             for stream in self._feed.tickers_due(now_ms):
                 indices = range(len(self.symbols)) if stream.index < 0 else [stream.index]
+                indices = [index for index in indices if self.exchange.is_traded(index, now_ms)]
+                if not indices:
+                    continue
                 days = await self._off_loop(self._days, list(indices), now_ms)
                 self._feed.send_ticker(stream, days, now_ms)
 
@@ -220,7 +291,7 @@ class SimulatedExchange:
 
     def _minutes_since(self, start_ms: int, now_ms: int) -> list[Any]:
         first, count = start_ms // MINUTE_MS, (now_ms - start_ms) // MINUTE_MS
-        return [self.exchange.world.minutes(index, first, count) for index in range(len(self.symbols))]
+        return [self.exchange.minutes(index, first, count) for index in range(len(self.symbols))]
 
     def _days(self, indices: list[int], now_ms: int) -> dict[int, Candle]:
         return {index: self.exchange.day(index, now_ms) for index in indices}
@@ -233,14 +304,48 @@ class SimulatedExchange:
         if rest and rest[0] in ("ws", "stream"):
             return await self._socket(request, route, rest[0] == "stream", rest[1:])
         address = request.remote or "?"
+        fault = self._schedule.rest_fault(request.path, self._rng.random)
+        if fault is not None:
+            self.stats.rest_faults[fault.kind] += 1
+            if fault.kind == "slow":
+                await asyncio.sleep(fault.delay_s)
+            elif fault.kind != "torn":
+                return self._failed(request, fault, address)
         started_s = time.monotonic()
         answer = await self._off_loop(
             self._rest.answer, request.path, dict(request.query), address, self.clock.now_ms()
         )
-        self.stats.answers[answer.status] += 1
         taken_ms = (time.monotonic() - started_s) * 1000
-        headers = {**answer.headers, "server": "nginx", "x-response-time": f"{taken_ms:.0f}ms"}
-        return web.Response(status=answer.status, body=answer.body, content_type="application/json", headers=headers)
+        if fault is not None and fault.kind == "torn":
+            return await self._torn(request, answer)
+        return self._response(answer, {"x-response-time": f"{taken_ms:.0f}ms"})
+
+    def _response(self, answer: Answer, headers: dict[str, str]) -> web.Response:
+        self.stats.answers[answer.status] += 1
+        return web.Response(
+            status=answer.status,
+            body=answer.body,
+            content_type=answer.content_type,
+            headers={**answer.headers, "server": "nginx", **headers},
+        )
+
+    def _failed(self, request: web.Request, fault: RestFault, address: str) -> web.Response:
+        self.stats.requests[request.path if self._rest.knows(request.path) else "unknown"] += 1
+        if fault.kind == "refused":
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=500)
+        return self._response(failure(fault, address, self.clock.now_ms()), {})
+
+    async def _torn(self, request: web.Request, answer: Answer) -> web.StreamResponse:
+        """The first half of the body, then the end of the connection."""
+        headers = {"content-type": answer.content_type, "content-length": str(len(answer.body))}
+        response = web.StreamResponse(status=answer.status, headers=headers)
+        await response.prepare(request)
+        await response.write(answer.body[: len(answer.body) // 2])
+        if request.transport is not None:
+            request.transport.close()
+        return response
 
     async def _sim_state(self, request: web.Request) -> web.Response:
         state = {
@@ -270,16 +375,20 @@ class SimulatedExchange:
         return _json(await self._off_loop(self.exchange.closed_candles, index, interval, from_ms, to_ms, now_ms))
 
     async def _sim_faults(self, request: web.Request) -> web.Response:
-        """GET: the faults as they are. POST: set fields; {"disconnect": route or "all"} cuts now; {"clear": true}."""
+        """GET: the faults as they are. POST: set fields; {"disconnect": route or "all"} cuts now; {"clear": true};
+        {"add": [{"name": "silence", "for_s": 30, …}]} adds incidents."""
         if request.method == "POST":
             try:
                 changes = msgspec.json.decode(await request.read(), type=dict[str, Any])
                 route = where(changes.pop("disconnect")) if "disconnect" in changes else None
+                added = msgspec.convert(changes.pop("add", []), list[dict[str, Any]])
+                incidents = [incident(fields) for fields in added]
                 if changes.pop("clear", False):
                     changes = {**msgspec.structs.asdict(Faults()), **changes}
                 changed(self.faults, changes)
             except (ValueError, msgspec.MsgspecError) as error:
                 return _json({"error": str(error)}, 400)
+            self.faults.incidents += incidents
             if route is not None:
                 self.disconnect(route)
         return _json(msgspec.structs.asdict(self.faults))
@@ -292,7 +401,9 @@ class SimulatedExchange:
             if "," in asked:
                 return web.Response(status=400, text="streams are separated by /")
             names = asked.split("/")
-        socket = web.WebSocketResponse(autoping=False, compress=False, max_msg_size=1 << 16, timeout=1.0)
+        socket = web.WebSocketResponse(
+            autoping=False, autoclose=False, compress=False, max_msg_size=1 << 16, timeout=1.0
+        )
         if not socket.can_prepare(request).ok:
             return web.Response(status=400, text="a WebSocket handshake is expected here")
         await socket.prepare(request)
@@ -305,6 +416,9 @@ class SimulatedExchange:
             return socket
         number = self.stats.connections
         connection = _Connection(self, socket, transport, f"{route} {number}", route, combined)
+        for half_open in self._schedule.on(HalfOpen):
+            if half_open.on(route):
+                connection.meet(half_open)
         self._connections.add(connection)
         self.stats.open_connections += 1
         try:
@@ -340,27 +454,83 @@ class _Connection:
         self._socket = socket
         self._transport = transport
         self._frames: list[bytes] = []
+        self._held: list[list[Any]] = []
+        """Frames to be sent after so many others: [how many, frame]."""
+        self._unsent = bytearray()
+        self._sent_wall_s = time.monotonic()
         self._received: deque[float] = deque(maxlen=CONTROL_PER_S)
         self._control = Control(self)
         self._ending: asyncio.Task[bool] | None = None
-        self._pings: set[asyncio.Task[None]] = set()
+        self._is_gone = False
+        """Half open: nothing is sent or answered any more, and nothing is closed."""
 
     def put(self, frame: bytes) -> None:
+        if self._is_gone:
+            return
+        for reorder in self._mine(Reorder):
+            if self._owner._rng.random() < reorder.share:
+                self._held.append([self._owner._rng.randint(1, reorder.by), frame])
+                self._owner.stats.frames["reordered"] += 1
+                return
         self._frames.append(frame)
+        if self._held:
+            for entry in self._held:
+                entry[0] -= 1
+            self._frames += [held for left, held in self._held if left <= 0]
+            self._held = [entry for entry in self._held if entry[0] > 0]
 
     def flush(self) -> None:
         """Write what was collected. A transport with too much unread is cut."""
-        if not self._frames or self._transport.is_closing():
+        if self._is_gone or self._transport.is_closing():
             self._frames.clear()
+            return
+        slow = self._mine(SlowSending)
+        if slow or self._unsent:
+            self._flush_slowly(slow)
+            return
+        self._sent_wall_s = time.monotonic()
+        if not self._frames:
             return
         data = b"".join(self._frames)
         self._frames.clear()
+        self._write(data)
+
+    def _flush_slowly(self, slow: list[SlowSending]) -> None:
+        for frame in self._frames:
+            self._unsent += frame
+        self._frames.clear()
+        now_s = time.monotonic()
+        passed_s, self._sent_wall_s = now_s - self._sent_wall_s, now_s
+        may = min((round(passed_s * each.bytes_per_s) for each in slow), default=len(self._unsent))
+        data = bytes(self._unsent[:may])
+        del self._unsent[:may]
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
         self._transport.write(data)
         self._owner.stats.bytes_sent += len(data)
-        if self._transport.get_write_buffer_size() > self._owner._backlog_bytes:
+        if self._transport.get_write_buffer_size() + len(self._unsent) > self._owner._backlog_bytes:
             log.warning("%s reads too slowly: disconnected", self.name)
             self._owner.stats.slow_readers_cut += 1
             self.cut()
+
+    def meet(self, incident: Disconnect | End | HalfOpen) -> None:
+        """What befalls this connection now."""
+        if isinstance(incident, End):
+            self.end("maintenance")
+        elif isinstance(incident, HalfOpen):
+            self._is_gone = True
+            self.leave()
+        elif incident.mid_frame:
+            self.flush()
+            self.leave()
+            self._transport.write(framed(b'{"e":"bookTicker","u":11671659685961,"s":"BTCUSDT"}' * 4)[:60])
+            self._transport.close()  # in order, so that the half of a frame arrives
+        else:
+            self.cut()
+
+    def _mine(self, kind: type[_OnRoute]) -> list[_OnRoute]:
+        return [incident for incident in self._owner._schedule.on(kind) if incident.on(self.route)]
 
     def subscribe(self, names: list[str]) -> None:
         """Take streams. What is unknown or belongs to another route is remembered and stays silent."""
@@ -401,34 +571,37 @@ class _Connection:
             )
 
     def ping(self, payload: bytes) -> None:
-        task = asyncio.ensure_future(self._send_ping(payload))
-        self._pings.add(task)
-        task.add_done_callback(self._pings.discard)
+        self._answer(framed(payload, PING))
 
     async def serve(self) -> None:
         """Answer what the client sends until one side ends the connection."""
         while True:
             message = await self._socket.receive()
+            for slow in self._mine(SlowReading):
+                await asyncio.sleep(slow.delay_s)
+            if message.type not in (WSMsgType.PING, WSMsgType.PONG, WSMsgType.TEXT, WSMsgType.BINARY):
+                break
+            if self._is_gone:
+                continue
             if message.type is WSMsgType.PONG:
                 self.pong_wall_s = time.monotonic()
                 continue
+            if self._too_many():
+                return
             if message.type is WSMsgType.PING:
-                if self._too_many():
-                    return
-                await self._socket.pong(message.data)
+                self._answer(framed(message.data, PONG))
             elif message.type is WSMsgType.TEXT:
-                if self._too_many():
-                    return
-                reply = self._control.reply(message.data)
-                self.flush()
-                await self._socket.send_str(reply)
-            elif message.type is WSMsgType.BINARY:
-                if self._too_many():
-                    return
-            else:
-                break
+                self._answer(framed(self._control.reply(message.data).encode()))
+        while self._is_gone and not self._transport.is_closing():
+            await self._owner.clock.sleep_wall(TICK_WALL_S)
         if self._ending is not None:
             await self._ending
+
+    def _answer(self, frame: bytes) -> None:
+        """Send this now, behind what was collected."""
+        if not self._is_gone:
+            self._frames.append(frame)
+            self.flush()
 
     def _delivers(self, stream: Stream) -> bool:
         if self.route == UNROUTED:
@@ -444,13 +617,6 @@ class _Connection:
             log.warning("%s sent more than %d messages in a second: disconnected", self.name, CONTROL_PER_S)
             self.cut()
         return full
-
-    async def _send_ping(self, payload: bytes) -> None:
-        try:
-            await self._socket.ping(payload)
-        except (ConnectionError, RuntimeError):
-            # The connection went away meanwhile; `serve` notices by itself.
-            return
 
 
 def _json(body: Any, status: int = 200) -> web.Response:

@@ -8,9 +8,11 @@ import random
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Final, Protocol
 
 from perpline.simulation.faults import Faults, garbage
+from perpline.simulation.incidents import Huge, Schedule, Silence, Truncated
 
 ROUTES: Final = ("public", "market", "private")
 UNROUTED: Final = "unrouted"
@@ -19,12 +21,15 @@ ALL_SYMBOLS: Final = -1
 
 TEXT: Final = 0x81
 BINARY: Final = 0x82
+PING: Final = 0x89
+PONG: Final = 0x8A
 
 
 class Listener(Protocol):
     """A connection, as far as sending is concerned."""
 
     combined: bool
+    route: str
 
     def put(self, frame: bytes) -> None:
         """Take one complete WebSocket frame for the next write."""
@@ -62,6 +67,7 @@ class Stats:
     bytes_sent: int = 0
     requests: Counter[str] = field(default_factory=Counter)
     answers: Counter[int] = field(default_factory=Counter)
+    rest_faults: Counter[str] = field(default_factory=Counter)
     weight_used: int = 0
 
     def as_dict(self) -> dict[str, object]:
@@ -75,6 +81,7 @@ class Stats:
             "bytes_sent": self.bytes_sent,
             "requests": dict(self.requests),
             "answers": {str(status): count for status, count in self.answers.items()},
+            "rest_faults": dict(self.rest_faults),
             "weight_used": self.weight_used,
         }
 
@@ -82,9 +89,17 @@ class Stats:
 class Streams:
     """All streams that exist for these symbols, and their listeners."""
 
-    def __init__(self, symbols: tuple[str, ...], faults: Faults, stats: Stats, rng: random.Random) -> None:
+    def __init__(
+        self,
+        symbols: tuple[str, ...],
+        faults: Faults,
+        stats: Stats,
+        rng: random.Random,
+        schedule: Schedule | None = None,
+    ) -> None:
         self._index_of = {symbol.lower(): index for index, symbol in enumerate(symbols)}
         self._faults = faults
+        self._schedule = schedule or Schedule(list)
         self._stats = stats
         self._rng = rng
         self._by_name: dict[str, Stream] = {}
@@ -135,6 +150,9 @@ class Streams:
         faults = self._faults
         if faults.mutes(stream.name):
             return
+        if self._schedule.any_on(Silence, Truncated, Huge):
+            self._publish_with_faults(stream, payload, kind)
+            return
         plain = combined = None
         count = 0
         for listener in stream.listeners:
@@ -152,6 +170,25 @@ class Streams:
                 listener.put(frame)
                 self._stats.frames["repeated"] += 1
         self._stats.frames[kind or stream.kind] += count
+
+    def _publish_with_faults(self, stream: Stream, payload: bytes, kind: str) -> None:
+        """The same for each listener by itself, for what one gets another may not."""
+        silences = [each for each in self._schedule.on(Silence) if fnmatchcase(stream.name, each.streams)]
+        for listener in stream.listeners:
+            if any(silence.on(listener.route) for silence in silences):
+                self._stats.frames["silenced"] += 1
+                continue
+            for huge in self._schedule.on(Huge):
+                if huge.on(listener.route) and self._rng.random() < huge.share:
+                    listener.put(framed(b'{"padding":"' + b"0" * huge.size + b'"}'))
+                    self._stats.frames["huge"] += 1
+            frame = _framed(stream, payload, listener.combined)
+            for truncated in self._schedule.on(Truncated):
+                if truncated.on(listener.route) and self._rng.random() < truncated.share:
+                    frame = framed(_payload(stream, payload, listener.combined)[: len(payload) // 2])
+                    self._stats.frames["truncated"] += 1
+            listener.put(frame)
+            self._stats.frames[kind or stream.kind] += 1
 
     def _parsed(self, name: str) -> Stream | None:
         if name in _ALL_MARKET:
@@ -190,15 +227,20 @@ def framed(payload: bytes, opcode: int = TEXT) -> bytes:
 
 
 def _framed(stream: Stream, payload: bytes, combined: bool) -> bytes:
+    return framed(_payload(stream, payload, combined))
+
+
+def _payload(stream: Stream, payload: bytes, combined: bool) -> bytes:
     if combined:
-        payload = b'{"stream":"' + stream.name.encode() + b'","data":' + payload + b"}"
-    return framed(payload)
+        return b'{"stream":"' + stream.name.encode() + b'","data":' + payload + b"}"
+    return payload
 
 
 _NOBODY: Final[dict[int, list[Stream]]] = {}
 _NOTHING: Final[list[Stream]] = []
 _ALL_MARKET: Final = {
     "!bookTicker": ("public", "bookTicker", 5_000),
+    "!contractInfo": ("market", "contractInfo", 0),
     "!markPrice@arr": ("market", "markPrice", 3_000),
     "!markPrice@arr@1s": ("market", "markPrice", 1_000),
     "!miniTicker@arr": ("market", "miniTicker", 1_000),

@@ -13,6 +13,7 @@ checkpoints, for that waits for the disk.
 
 import asyncio
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from perpline.common.errors import NeedsPerson, Unavailable
 from perpline.domain.candle import Candle
 from perpline.domain.messages import with_number
 from perpline.domain.signal import Decision, Message, Prediction
+from perpline.storage.archive import Archive, columns_by_table, finish, unfinished
 from perpline.storage.migrate import migrate, migrations
 from perpline.storage.sql import named_queries
 from perpline.storage.store import TABLES, Gap, Row, Table
@@ -64,6 +66,7 @@ class SqliteStore:
         self._checkpoint = _Lane(self.path, "checkpointer")
         self._queries = named_queries("sqlite")
         self._bulk = asyncio.Lock()
+        self.schema_was = 0
         self._wal_pages = 0
         self._checkpointing: asyncio.Task[None] | None = None
 
@@ -175,6 +178,27 @@ class SqliteStore:
     async def row_counts(self) -> dict[str, int]:
         return await self._read.run(_row_counts, self._queries)
 
+    async def select(self, query: str) -> list[Row]:
+        return await self._read.run(_fetch, query, ())
+
+    async def damage(self) -> list[str]:
+        found = await self._read.run(_fetch, "PRAGMA integrity_check", ())
+        return [text for (text,) in found if text != "ok"]
+
+    async def size(self) -> tuple[int, int | None]:
+        [[count]] = await self._read.run(_fetch, "PRAGMA page_count", ())
+        [[size]] = await self._read.run(_fetch, "PRAGMA page_size", ())
+        return count * size, shutil.disk_usage(self.path.absolute().parent).free
+
+    async def backup(self, path: Path) -> None:
+        await self._read.run(_backup, path)
+
+    async def restore(self, path: Path) -> None:
+        Archive(path).close()  # which says whether it can be read
+        if any((await self.row_counts()).values()):
+            raise NeedsPerson(f"{self.path} holds rows already: name a new database to restore into")
+        await self._write.run(_restore, path)
+
     async def _move_log(self) -> None:
         """Checkpoint: the log into the database. PASSIVE, so that neither a decision nor a reader ever waits for it."""
         self._wal_pages = 0
@@ -191,14 +215,14 @@ class SqliteStore:
         connection.execute("PRAGMA synchronous=NORMAL")
         # Every minute touches a page of each symbol's end of the (symbol, time) indexes; 64 MB hold them.
         connection.execute("PRAGMA cache_size=-65536")
-        migrate(connection, migrations(), str(self.path))
+        self.schema_was = migrate(connection, migrations(), str(self.path))
         connection.set_wal_hook(self._note_wal_pages)  # instead of SQLite's own checkpoint within a commit
         return connection
 
     def _connect_to_read(self) -> apsw.Connection:
         connection = self._connect(apsw.SQLITE_OPEN_READONLY)
         if self._read_only:
-            migrate(connection, migrations(), str(self.path), read_only=True)
+            self.schema_was = migrate(connection, migrations(), str(self.path), read_only=True)
         return connection
 
     def _connect_to_checkpoint(self) -> apsw.Connection:
@@ -401,6 +425,30 @@ def _open_gap(
 def _row_counts(connection: apsw.Connection, queries: dict[str, str]) -> dict[str, int]:
     names = [name for (name,) in _fetch(connection, queries["tables"], ())]
     return {name: _fetch(connection, f'SELECT count(*) FROM "{name}"', ())[0][0] for name in names}
+
+
+def _backup(connection: apsw.Connection, path: Path) -> None:
+    partial = unfinished(path)
+    try:
+        copy = apsw.Connection(str(partial))
+    except apsw.CantOpenError as error:
+        raise NeedsPerson(f"cannot write {path}: {error}") from error
+    with copy.backup("main", connection, "main") as copying:
+        copying.step(-1)  # all at once: in portions it would begin anew with every write of another connection
+    copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
+    copy.close()
+    finish(partial, path)
+
+
+def _restore(connection: apsw.Connection, path: Path) -> None:
+    connection.execute("ATTACH ? AS archive", (str(path),))
+    try:
+        with _transaction(connection):
+            for table, columns in columns_by_table(connection).items():
+                names = ", ".join(f'"{column}"' for column in columns)
+                connection.execute(f'INSERT INTO main."{table}" ({names}) SELECT {names} FROM archive."{table}"')
+    finally:
+        connection.execute("DETACH archive")
 
 
 def _fetch(connection: apsw.Connection, query: str, values: Row) -> list[Row]:

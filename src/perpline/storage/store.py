@@ -1,6 +1,10 @@
-"""The tables, and what perpline asks of a database. `sqlite` does it; one conformance suite says what that means."""
+"""The tables, and what perpline asks of a database.
+
+`sqlite` and `postgres` do it; one conformance suite says what that means.
+"""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -134,6 +138,9 @@ class Store(Protocol):
     Writing a row twice is harmless. Calls may come from many tasks; they are carried out one after another.
     """
 
+    schema_was: int
+    """Number of the schema that the database had when it was opened; 0 for none."""
+
     async def open(self) -> None:
         """Connect and bring the schema up to date. Raises NeedsPerson for a newer schema or an unusable address."""
 
@@ -192,3 +199,24 @@ class Store(Protocol):
 
     async def row_counts(self) -> dict[str, int]:
         """Number of rows by table, all tables of the schema but its own bookkeeping."""
+
+    async def select(self, query: str) -> list[Row]:
+        """The rows of a SELECT that both databases understand."""
+
+    async def damage(self) -> list[str]:
+        """What the database itself finds wrong with its files, in words; may read all of them."""
+
+    async def size(self) -> tuple[int, int | None]:
+        """Bytes of the database, and bytes that its disk has left, None where we cannot know."""
+
+    async def backup(self, path: Path) -> None:
+        """Write everything as it is at one instant into a new SQLite file, while others go on writing.
+
+        Raises NeedsPerson for a path that cannot be written.
+        """
+
+    async def restore(self, path: Path) -> None:
+        """Take over everything from such a file, or from any file of a `SqliteStore`.
+
+        Raises NeedsPerson where this database has rows already, and for a file with another schema.
+        """

@@ -128,7 +128,7 @@ class Connection:
                 self.url,
                 websocket_handshake_timeout=self._deadlines.handshake_s,
                 max_frame_size=MAX_MESSAGE_BYTES,
-                enable_auto_pong=True,
+                enable_auto_pong=False,  # it would hide pings, and with one at its end the end of a read
                 read_buffer_init_size=READ_BUFFER_BYTES,
                 logger_name="connection",
             )
@@ -242,7 +242,9 @@ class _Listener(WSListener):
             self._take_other(transport, frame)
         if frame.last_in_buffer and self._batch:
             batch, self._batch = self._batch, []
-            self._receive(batch, self._clock.now_us())
+            # After our goodbye picows goes on delivering even what broke its limits.
+            if not transport.is_close_frame_sent:
+                self._receive(batch, self._clock.now_us())
 
     def _take_other(self, transport: WSTransport, frame: WSFrame) -> None:
         kind = frame.msg_type
@@ -264,7 +266,9 @@ class _Listener(WSListener):
             code, text = int.from_bytes(payload[:2], "big"), payload[2:].decode(errors="replace")
             self.reason = f"closed by the exchange: {code} {text!r}"
             transport.disconnect(True)
-        # Pings are answered by picows; pongs and short binary frames carry nothing for us.
+        elif kind is WSMsgType.PING:
+            transport.send_pong(frame.get_payload_as_bytes())
+        # Pongs and short binary frames carry nothing for us.
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self.ended.set()

@@ -71,7 +71,11 @@ class StreamRouter:
         except Exception as error:
             self._bug(data, received_us, error, kind="", stream="")
             return None
-        _count(self.by_kind, frame.kind)
+        kind = frame.kind
+        if kind in self.by_kind:
+            self.by_kind[kind] += 1
+        else:
+            _count(self.by_kind, kind)
         content = frame.content
         items = content if type(content) is list else (content,)
         handle = self._handlers.get(type(items[0]) if items else list)

@@ -405,6 +405,15 @@ async def test_a_fragmented_message_is_put_together_also_around_a_ping() -> None
             await eventually(lambda: server.sockets[0].pongs == [b"now"])
 
 
+async def test_a_message_is_handed_on_at_once_also_when_a_ping_came_with_it() -> None:
+    heard = Heard()
+    async with serving(listen) as server:
+        async with running(connection(server.url, heard, SystemClock())):
+            await eventually(lambda: server.sockets and server.sockets[0].asked)
+            server.sockets[0].send(raw(TEXT, b"a " + b"x" * 300), raw(PING, b"now"))
+            await eventually(lambda: heard.data, 3.0)
+
+
 async def test_binary_frames_carry_nothing() -> None:
     heard = Heard()
     async with serving(listen) as server:

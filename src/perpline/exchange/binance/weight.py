@@ -128,6 +128,8 @@ class WeightLedger:
         self._name = name
         self._told = Budget()
         self._leased = 0
+        self._parted_minute = 0
+        """The last minute in which we kept to our part of the budget because the text was away."""
         self._members = 1
         self._away: Exception | None = None
         self._look_at = 0.0
@@ -319,7 +321,9 @@ class WeightLedger:
         self._own = sum(permit.cost for permit in self._under_way if permit.pool == "weight")
         self._own += self._late_done if follows else 0
         self._minute, self._others, self._counted, self._late_done = minute, 0, 0, 0
-        self._leased = self.budget // self._members if self._away else 0
+        self._leased = 0
+        if self._away is not None:
+            self._leased, self._parted_minute = self.budget // self._members, minute
         self._lease_again_at = 0.0
         self._weight_by = dict.fromkeys(PRIORITIES, 0)
         return minute
@@ -496,10 +500,12 @@ class WeightLedger:
     def _has_to_sync(self) -> bool:
         if self._block_untold or self._clock.wall_s() >= self._look_at:
             return True
-        return self._away is None and self._clock.wall_s() >= self._lease_again_at and self._lease_wanted() is not None
+        return self._clock.wall_s() >= self._lease_again_at and self._lease_wanted() is not None
 
     def _lease_wanted(self) -> "_Waiter | None":
         """The first in line, where only a larger lease is missing."""
+        if self._parted_minute == self._minute:
+            return None  # the others may have used their parts and not said so yet
         first = self._first("weight")
         if first is None or self._fits_lease(first.cost):
             return None
@@ -531,7 +537,7 @@ class WeightLedger:
         """What is to be said; None where the look was enough."""
         now = self._clock.exchange_now_ms()
         minute = self._turn(now)
-        wanted = self._lease_wanted() if self._away is None else None
+        wanted = self._lease_wanted()
         pools: dict[str, int] = {pool: self.pool_used(pool) for pool in self._pools}
         returned = self._away is not None
         if wanted is None and not self._block_untold and not returned and pools == self._pools_told:
@@ -543,7 +549,7 @@ class WeightLedger:
             minute=minute,
             total=self.budget,
             spent=self._own,
-            held=0 if returned else self._leased,
+            held=self._leased,
             foreign=self._counted,
             cost=wanted.cost if wanted else 0,
             waiting=sum(w.cost for w in line if wanted and w.rank <= wanted.rank and not w.permit.done()),
@@ -591,6 +597,7 @@ class WeightLedger:
             self._turn(self._clock.exchange_now_ms())
             held = max(self._leased, self._own)
             self._leased = held + max(0, self.budget - held - self._others) // self._members
+            self._parted_minute = self._minute
             log.warning(
                 "weight_not_shared",
                 reason=str(error),

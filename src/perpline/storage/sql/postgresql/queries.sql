@@ -29,9 +29,8 @@ SELECT id, kind, slot, symbol, close_time, payload, valid_until
 FROM outbox WHERE published_at IS NULL ORDER BY id LIMIT $1;
 
 -- name: mark_published
--- A second mark keeps the first time. Locked in the order of ids, or two publishers could wait for each other.
-UPDATE outbox SET published_at = $1
-WHERE id IN (SELECT id FROM outbox WHERE id = ANY($2::bigint[]) AND published_at IS NULL ORDER BY id FOR UPDATE);
+-- A second mark keeps the first time.
+UPDATE outbox SET published_at = $1 WHERE id = ANY($2::bigint[]) AND published_at IS NULL;
 
 -- name: open_gap
 -- The update changes nothing; without it the row that is there already would not be returned.
@@ -45,6 +44,21 @@ UPDATE gaps SET repaired_at = $2, repaired_by = $3 WHERE id = $1 AND repaired_at
 -- name: gaps
 SELECT id, symbol, series, from_time, to_time, cause, detected_at, repaired_at, repaired_by
 FROM gaps WHERE repaired_at IS NULL OR NOT $1 ORDER BY id;
+
+-- name: count_seqs
+INSERT INTO signal_seqs (slot, symbol, seq, close_time)
+SELECT slot, symbol, max(seq), max(close_time) FROM signals GROUP BY slot, symbol;
+
+-- name: damage
+-- What PostgreSQL keeps no watch over by itself: indexes that a failed command left behind, and our own counts.
+SELECT 'index ' || c.relname || ' is not valid' FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid
+WHERE NOT i.indisvalid AND c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())
+UNION ALL
+SELECT format('signal_seqs says seq %s for %s %s, and signals %s', q.seq, slot, symbol, s.seq)
+FROM signal_seqs AS q
+FULL JOIN (SELECT slot, symbol, max(seq) AS seq, max(close_time) AS close_time FROM signals GROUP BY slot, symbol) AS s
+    USING (slot, symbol)
+WHERE (q.seq, q.close_time) IS DISTINCT FROM (s.seq, s.close_time);
 
 -- name: columns
 -- Every table but the partitions, with its columns and their types.
