@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,23 @@ def route(symbols: int, seconds: float, rounds: int, say: Callable[[str], None])
     """The tables for so many symbols: `rounds` turns of about `seconds` for each receiver."""
     with tempfile.TemporaryDirectory(prefix="perpline-bench-") as folder:
         return [
-            _over_a_socket(symbols, seconds, rounds, make_bench_parts(symbols, Path(folder)), say),
+            _over_a_socket(symbols, seconds, rounds, Path(folder), say),
             _in_process(symbols, round(rounds * max(1.0, 4 * seconds)), Path(folder), say),
         ]
 
 
-def make_bench_parts(symbols: int, folder: Path) -> Parts:
+def make_bench_parts(symbols: int, folder: Path, book_minutes: bool = True) -> Parts:
     """A worker's parts, nothing of them running, with a store that was never opened and a REST client nobody asks."""
     clock = SystemClock()
     settings = load_settings(
-        None, {}, {"data_dir": str(folder), "database_url": f"sqlite:///{folder}/bench.db", "redis_url": "memory://"}
+        None,
+        {},
+        {
+            "data_dir": str(folder),
+            "database_url": f"sqlite:///{folder}/bench.db",
+            "redis_url": "memory://",
+            "book_minutes": book_minutes,
+        },
     )
     store = open_store(settings.database_url.get_secret_value())
     instruments = make_instruments(Tape(symbols).symbols)
@@ -125,15 +133,16 @@ Receiver = Callable[[str], Awaitable[None]]
 """Connects to a URL and returns when the server has closed."""
 
 
-def _over_a_socket(symbols: int, seconds: float, rounds: int, parts: Parts, say: Callable[[str], None]) -> Table:
-    async def perpline(url: str) -> None:
-        await _receive_with_perpline(url, parts)
-
+def _over_a_socket(symbols: int, seconds: float, rounds: int, folder: Path, say: Callable[[str], None]) -> Table:
+    ours = {
+        "perpline, book tickers kept as bytes until read": make_bench_parts(symbols, folder, book_minutes=False),
+        "perpline, every frame decoded (book_minutes)": make_bench_parts(symbols, folder),
+    }
     receivers: dict[str, Receiver] = {
         "bytes read, thrown away": _receive_bytes,
         "picows, empty callback": lambda url: _receive_with_picows(url, _Empty),
         TYPED: lambda url: _receive_with_picows(url, _Typed),
-        "perpline: decode, route, cache": perpline,
+        **{name: partial(_receive_with_perpline, parts=parts) for name, parts in ours.items()},
     }
     notes = [
         f"One sender process on loopback that always has more to send; {symbols} symbols, "
@@ -157,11 +166,12 @@ def _over_a_socket(symbols: int, seconds: float, rounds: int, parts: Parts, say:
         for number in range(rounds):
             for name, receive in receivers.items():
                 say(f"{symbols} symbols, round {number + 1} of {rounds}: {name}")
-                before = parts.router.total
+                parts = ours.get(name)
+                before = parts.router.total if parts is not None else 0
                 rate, cpu = _measure(receive, port, counts[name])
                 rates[name].append(rate)
                 cpu_us[name].append(cpu)
-                if receive is perpline:
+                if parts is not None:
                     _check(parts, parts.router.total - before, counts[name])
     base = statistics.median(rates[TYPED])
     return Table(
@@ -262,12 +272,13 @@ async def _receive_with_perpline(url: str, parts: Parts) -> None:
 
 
 def _check(parts: Parts, heard: int, sent: int) -> None:
-    """A fast router that lost something would be no news."""
+    """A fast router that lost something would be no news: everything was counted, and every cache can be read."""
     router = parts.router
-    if heard != sent or router.malformed or router.failed or router.unhandled:
+    unread = [symbol for symbol in parts.symbols if parts.books.get(symbol) is None]
+    if heard != sent or router.malformed or router.failed or router.unhandled or (sent > 100_000 and unread):
         raise RuntimeError(
             f"of {sent} messages {heard} were heard; malformed {router.malformed}, failed {router.failed}, "
-            f"unhandled {router.unhandled}"
+            f"unhandled {router.unhandled}; no book of {unread[:3]}"
         )
 
 

@@ -33,7 +33,7 @@ def postgres_url() -> Iterator[str]:
 @pytest.fixture
 def postgres_database(postgres_url: str) -> Iterator[PostgresDatabase]:
     """A new database without tables."""
-    database = PostgresDatabase(postgres_url, f"perpline_test_{os.getpid()}_{next(_numbers)}")
+    database = new_postgres_database(postgres_url)
     yield database
     database.drop()
 

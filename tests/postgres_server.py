@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -146,12 +147,12 @@ def _die_with_parent() -> Any:
 class PostgresDatabase:
     """A database of its own on a server, that several stores may be opened on, and that a test may look into."""
 
-    def __init__(self, server_url: str, name: str, template: str = "template1") -> None:
+    def __init__(self, server_url: str, name: str) -> None:
         self._server_url = server_url
         self.name = name
         self.url = _with_database(server_url, name)
         self.stores: list[PostgresStore] = []
-        self.do(f'CREATE DATABASE "{name}" TEMPLATE "{template}"', database=False)
+        self.do(f'CREATE DATABASE "{name}"', database=False)
 
     async def open(self) -> PostgresStore:
         store = PostgresStore(self.url)
@@ -183,6 +184,14 @@ class PostgresDatabase:
     def open_in_a_process(self) -> str:
         """Python text that makes `store`, for a process of its own."""
         return f"from perpline.storage.postgres import PostgresStore\nstore = PostgresStore({self.url!r})\n"
+
+
+_numbers = count()
+
+
+def new_postgres_database(server_url: str) -> PostgresDatabase:
+    """A database without tables, under a name that no other test has."""
+    return PostgresDatabase(server_url, f"perpline_test_{os.getpid()}_{next(_numbers)}")
 
 
 def _with_database(url: str, name: str) -> str:

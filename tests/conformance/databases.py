@@ -37,6 +37,12 @@ class SqliteDatabase:
         finally:
             connection.close()
 
+    def do(self, query: str) -> None:
+        connection = apsw.Connection(str(self.path))
+        connection.set_busy_timeout(5000)
+        connection.execute(query)
+        connection.close()
+
     def open_in_a_process(self) -> str:
         """Python text that makes `store`, for a process of its own."""
         return f"from perpline.storage.sqlite import SqliteStore\nstore = SqliteStore({str(self.path)!r})\n"

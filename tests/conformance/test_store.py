@@ -7,20 +7,23 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from itertools import count, pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
-from databases import Database
+from databases import Database, SqliteDatabase
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import astuple, replace
 
+from perpline.common.errors import NeedsPerson
 from perpline.domain.candle import Candle
 from perpline.domain.signal import Decision, Message, Prediction, Status, signal_id
 from perpline.storage.store import TABLES, Row, Store, candle_row
 from running import eventually
 
 MINUTE = 60_000
+DAY = 1440 * MINUTE
 T0 = 1_795_219_260_000
 
 in_a_used_database = settings(
@@ -188,6 +191,33 @@ async def test_a_row_the_table_cannot_hold_is_a_bug_and_takes_its_batch_with_it(
     assert await store.candles("1m", "AUSDT", 0, T0) == []
 
 
+async def test_a_value_that_is_no_number_is_stored_as_none(store: Store, database: Database) -> None:
+    await store.add_rows("open_interest", [("AUSDT", 0, 1.5, float("nan"), "hist_5m", 0, 0)])
+    await store.commit_decisions([replace(decision("AUSDT", T0), p_raw=float("nan"))], [], [], 1)
+
+    assert database.rows("SELECT open_interest_value FROM open_interest") == [(None,)]
+    assert database.rows("SELECT p_raw FROM signals") == [(None,)]
+
+
+async def test_rows_of_any_days_are_stored_in_any_order(store: Store, database: Database) -> None:
+    days = random.Random(5).sample(range(20_000, 22_000), 12)
+    rows = [candle_row(candle("AUSDT", day * DAY + minute)) for day in days for minute in (DAY - MINUTE, 0)]
+
+    assert await store.add_rows("candles_1m", rows) == 24
+    assert len(await commit(store, [decision("AUSDT", day * DAY) for day in days])) == 12
+    assert await store.add_rows("candles_1m", rows) == 0
+
+    assert [one.open_time for one in await store.candles("1m", "AUSDT", 0, 30_000 * DAY)] == sorted(
+        row[1] for row in rows
+    )
+    newest = (await store.last_candles("1m", ["AUSDT"], 3))["AUSDT"]
+    assert [one.open_time for one in newest] == sorted(row[1] for row in rows)[-3:]
+    assert [row[1] for row in await store.decision_rows("champion", 0, 30_000 * DAY)] == [
+        day * DAY for day in sorted(days)
+    ]
+    assert await store.last_decided("champion") == {"AUSDT": max(days) * DAY}
+
+
 def example_row(columns: Sequence[str], n: int) -> Row:
     """Values that fit the columns, all made from n."""
     texts = {"symbol", "source", "kind", "ratio", "series", "field", "old", "new", "sources"}
@@ -304,6 +334,41 @@ async def test_a_shadow_model_predicts_without_a_decision_and_once(store: Store,
     await store.commit_decisions([], shadows[1:], [], 1)
 
     assert database.rows("SELECT slot, model_id FROM predictions") == [("shadow1", "first")]
+
+
+async def test_a_prediction_or_message_that_was_there_before_its_decision_stays(
+    store: Store, database: Database
+) -> None:
+    await store.commit_decisions([], [prediction("AUSDT", T0)], [message("AUSDT", T0, payload='{"n":1}')], 1)
+
+    made = [decision("AUSDT", T0), decision("BUSDT", T0)]
+    said = [prediction(symbol, T0, model_id="later") for symbol in ("AUSDT", "BUSDT", "BUSDT")]
+    sent = [message(symbol, T0, payload='{"n":2}') for symbol in ("AUSDT", "BUSDT", "BUSDT")]
+
+    assert await store.commit_decisions(made, said, sent, 1) == made
+    assert database.rows("SELECT symbol, model_id FROM predictions ORDER BY symbol") == [
+        ("AUSDT", "model"),
+        ("BUSDT", "later"),
+    ]
+    assert [(one.symbol, one.payload) for one in await store.pending_messages(10)] == [
+        ("AUSDT", '{"n":1}'),
+        ("BUSDT", '{"n":2,"seq":1}'),
+    ]
+
+
+async def test_messages_of_one_commit_keep_their_order(store: Store) -> None:
+    sent = [
+        message("AUSDT", T0),
+        message("", T0, kind="mode"),
+        message("BUSDT", T0),
+        message("", T0, kind="close"),
+    ]
+
+    await store.commit_decisions([decision("AUSDT", T0), decision("BUSDT", T0)], [], sent, 1)
+
+    assert [(one.kind, one.symbol) for one in await store.pending_messages(10)] == [
+        (one.kind, one.symbol) for one in sent
+    ]
 
 
 async def test_the_close_of_a_minute_is_announced_once(store: Store) -> None:
@@ -487,6 +552,122 @@ async def test_of_two_stores_that_decide_the_same_minutes_one_wins_each(database
         (f"S{n}USDT", 20, 20) for n in range(10)
     ]
     assert database.rows("SELECT count(*), count(DISTINCT symbol || close_time) FROM outbox") == [(200, 200)]
+
+
+# Backup
+
+
+async def test_a_backup_holds_everything_and_can_be_restored_into_either_kind_of_database(
+    database: Database, other_database: Database, tmp_path: Path
+) -> None:
+    store = await filled(database)
+
+    await store.backup(tmp_path / "backup.db")
+    await commit(store, [decision("AUSDT", T0 + 9 * MINUTE)])
+    restored = await other_database.open()
+    await restored.restore(tmp_path / "backup.db")
+
+    for table, count_ in (await restored.row_counts()).items():
+        query = f"SELECT * FROM {table} ORDER BY " + ("id" if table in WITH_ID else "1, 2, 3, 4")
+        before = "" if table not in ("signals", "predictions", "outbox") else f"WHERE close_time <= {T0 + MINUTE} "
+        expected = database.rows(query.replace("ORDER", f"{before}ORDER"))
+        assert other_database.rows(query) == expected
+        assert len(expected) == count_ > 0
+    assert sorted(path.name for path in tmp_path.glob("backup*")) == ["backup.db"]
+    assert await restored.damage() == []
+
+
+async def test_work_goes_on_after_a_restore_where_it_was(
+    database: Database, other_database: Database, tmp_path: Path
+) -> None:
+    await (await filled(database)).backup(tmp_path / "backup.db")
+    restored = await other_database.open()
+    await restored.restore(tmp_path / "backup.db")
+    ids = [one.id for one in await restored.pending_messages(99)]
+
+    assert await commit(restored, [decision("AUSDT", T0 + MINUTE), decision("AUSDT", T0 + 2 * MINUTE)]) == [
+        decision("AUSDT", T0 + 2 * MINUTE)
+    ]
+
+    assert other_database.rows("SELECT seq FROM signals WHERE symbol = 'AUSDT' ORDER BY seq") == [(1,), (2,), (3,)]
+    assert [one.id for one in await restored.pending_messages(99)][:-1] == ids
+    assert await restored.open_gap("BUSDT", "candles_1m", 0, MINUTE, "jump", 7) == 3
+
+
+async def test_nothing_is_restored_over_rows(database: Database, tmp_path: Path) -> None:
+    store = await filled(database)
+    await store.backup(tmp_path / "backup.db")
+
+    with pytest.raises(NeedsPerson, match="holds rows already"):
+        await store.restore(tmp_path / "backup.db")
+
+
+async def test_what_is_no_backup_is_not_restored(database: Database, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("buy low, sell high\n" * 100)
+    store = await database.open()
+
+    with pytest.raises(NeedsPerson, match=r"cannot read .*notes\.txt"):
+        await store.restore(tmp_path / "notes.txt")
+    with pytest.raises(NeedsPerson, match=r"cannot read .*nothing\.db"):
+        await store.restore(tmp_path / "nothing.db")
+
+
+async def test_a_backup_that_cannot_be_written_needs_a_person(database: Database, tmp_path: Path) -> None:
+    store = await database.open()
+
+    with pytest.raises(NeedsPerson, match=r"cannot write .*nowhere/backup\.db"):
+        await store.backup(tmp_path / "nowhere" / "backup.db")
+
+
+async def test_a_backup_taken_while_others_write_is_of_one_instant(database: Database, tmp_path: Path) -> None:
+    store, writer = await database.open(), await database.open()
+    writing = asyncio.Event()
+
+    async def write() -> None:
+        for minute in count():
+            await commit(writer, [decision(f"S{n}USDT", T0 + minute * MINUTE) for n in range(10)])
+            writing.set()
+
+    task = asyncio.create_task(write())
+    for n in range(3):
+        await writing.wait()
+        await store.backup(tmp_path / f"{n}.db")
+        writing.clear()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    counts = []
+    for n in range(3):
+        copy = SqliteDatabase(tmp_path / f"{n}.db")
+        [(rows, minutes)] = copy.rows("SELECT count(*), count(DISTINCT close_time) FROM signals")
+        assert rows == 10 * minutes
+        assert copy.rows("SELECT (SELECT count(*) FROM outbox), (SELECT count(*) FROM predictions)") == [(rows, rows)]
+        counts.append(rows)
+    assert 0 < counts[0] < counts[1] < counts[2]
+
+
+WITH_ID = ("outbox", "gaps", "deployments", "modes")
+
+
+async def filled(database: Database) -> Store:
+    """A store with rows in every table."""
+    store = await database.open()
+    for table in TABLES.values():
+        await store.add_rows(table.name, [example_row(table.columns, n) for n in range(3)])
+    for minute in range(2):
+        await commit(store, [decision(f"{name}USDT", T0 + minute * MINUTE) for name in "AB"])
+    [first, *_] = await store.pending_messages(10)
+    await store.mark_published([first.id], T0)
+    await store.close_gap(await store.open_gap("AUSDT", "candles_1m", 0, MINUTE, "jump", 7), 8, "rest")
+    await store.open_gap("AUSDT", "candles_1m", 0, 2 * MINUTE, "jump", 7)
+    for statement in (
+        "INSERT INTO models VALUES ('m1', 'champion', 5, '{}')",
+        "INSERT INTO deployments (slot, model_id, effective_from_close_time, \"by\") VALUES ('champion', 'm1', 5, 'me')",
+        "INSERT INTO signal_outcomes VALUES ('s1', 'tp', 5, 0.5, 0.25, 0.125)",
+        "INSERT INTO modes (mode, changed_at, \"by\", reason) VALUES ('paper', 5, 'me', 'to see')",
+    ):
+        database.do(statement)
+    return store
 
 
 WRITER = """

@@ -9,7 +9,7 @@ from running import trouble
 
 async def test_ended_connections_are_opened_again_and_cost_no_candle_and_no_decision(tmp_path: Path) -> None:
     def end(exchange: SimulatedExchange) -> None:
-        for at_s in (20, 110):
+        for at_s in (0, 120):
             exchange.happens(End(at_s=at_s))
 
     after = await trouble(tmp_path, end)

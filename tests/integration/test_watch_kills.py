@@ -48,19 +48,23 @@ def test_killed_at_any_instant_it_loses_nothing_and_repeats_at_most_the_line_it_
     publish(redis_url, [flat(symbol, n, slot="kills") for n in range(minutes) for symbol in symbols])
     first = start(redis_url, tmp_path, "--from", "beginning", "--count", 1, *symbols, stdout=subprocess.DEVNULL)
     assert first.wait(30) == 0
-    file, everything = tmp_path / "printed", minutes * len(symbols) - 1
+    file = tmp_path / "printed"
+
+    def is_complete() -> bool:
+        last = file.read_bytes()[-1000:].splitlines()[-1:]
+        return last != [] and f'"sym":"CUSDT","T":{T0 + (minutes - 1) * MINUTE},'.encode() in last[0]
 
     kills = 0
     with file.open("ab") as out:
-        while len(lines(file)) < everything:
-            enough = file.stat().st_size + rng.randrange(200_000)
+        while not is_complete():
+            enough = file.stat().st_size + rng.randrange(1_500_000)
             watch = start(redis_url, tmp_path, *symbols, stdout=out, stderr=subprocess.DEVNULL)
-            wait_until(lambda enough=enough: file.stat().st_size >= enough or len(lines(file)) >= everything)
+            wait_until(lambda enough=enough: file.stat().st_size >= enough or is_complete())
             watch.kill()
             watch.wait(10)
             kills += 1
 
-    assert kills >= 3
+    assert kills >= 2
     assert file.read_text().endswith("\n")
     printed = [(one["sym"], (one["T"] - T0) // MINUTE) for one in map(json.loads, lines(file))]
     first_times = list(dict.fromkeys(printed))

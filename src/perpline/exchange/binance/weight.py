@@ -434,8 +434,8 @@ class WeightLedger:
                 self._wake.clear()
                 if self._shared is not None and self._has_to_sync():
                     await self._sync(self._shared)
-                self._give_back_late()
                 self._serve()
+                self._give_back_late()
                 if not self._block_untold and not any(self._first(pool) for pool in self._lines):
                     break
                 if not self._wake.is_set() and (self._shared is None or not self._has_to_sync()):

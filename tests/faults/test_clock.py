@@ -1,0 +1,24 @@
+"""An exchange whose clock is not ours: off, drifting, stepping."""
+
+from pathlib import Path
+
+import pytest
+
+from perpline.simulation.incidents import WrongClock
+from running import trouble
+
+
+@pytest.mark.parametrize("offset_ms", [-20_000, -2_000, 2_000, 20_000])
+async def test_a_clock_that_steps_costs_no_candle_and_no_decision(tmp_path: Path, offset_ms: int) -> None:
+    after = await trouble(tmp_path, lambda exchange: exchange.happens(WrongClock(offset_ms=offset_ms, at_s=30)))
+
+    assert after.database.rows("SELECT * FROM revisions") == []
+    assert after.gaps(open_only=True) == []
+
+
+@pytest.mark.parametrize("drift_ppm", [-30_000.0, 30_000.0])
+async def test_a_clock_that_drifts_costs_no_candle_and_no_decision(tmp_path: Path, drift_ppm: float) -> None:
+    after = await trouble(tmp_path, lambda exchange: exchange.happens(WrongClock(drift_ppm=drift_ppm)), minutes=4)
+
+    assert after.database.rows("SELECT * FROM revisions") == []
+    assert after.gaps(open_only=True) == []
