@@ -2,14 +2,11 @@
 
 import os
 from collections.abc import Iterator
-from itertools import count
 
 import pytest
 
-from postgres_server import NoPostgres, PostgresDatabase, PostgresServer
+from postgres_server import NoPostgres, PostgresDatabase, PostgresServer, new_postgres_database
 from valkey_server import NoValkey, ValkeyServer
-
-_numbers = count()
 
 
 @pytest.fixture(scope="session")

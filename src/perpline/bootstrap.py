@@ -133,6 +133,8 @@ async def make_clock(settings: Settings) -> SystemClock:
     rest = make_rest(settings, SystemClock(), alone=True)  # its minutes are another clock's
     try:
         return SystemClock(settings.clock_speed, anchor_ms=await rest.server_time())
+    except Unavailable as error:
+        raise _no_answer(settings, error) from error
     finally:
         await rest.close()
 
@@ -145,11 +147,7 @@ async def choose_instruments(settings: Settings, rest: MarketRest) -> dict[str, 
     try:
         listed = {instrument.symbol: instrument for instrument in await rest.instruments()}
     except Unavailable as error:
-        raise Unavailable(
-            f"the exchange does not answer at {settings.binance_futures_rest_url} ({error}): "
-            "check the network, or the address (binance_futures_rest_url, network)",
-            error.retry_after_s,
-        ) from None
+        raise _no_answer(settings, error) from None
     if settings.top is None:
         missing = [symbol for symbol in settings.symbols if symbol not in listed]
         if missing:
@@ -167,6 +165,14 @@ async def choose_instruments(settings: Settings, rest: MarketRest) -> dict[str, 
     if not candidates:
         raise NeedsPerson("the exchange lists no TRADING USDT perpetual that is not excluded")
     return {instrument.symbol: instrument for instrument in candidates[: settings.top]}
+
+
+def _no_answer(settings: Settings, error: Unavailable) -> Unavailable:
+    return Unavailable(
+        f"the exchange does not answer at {settings.binance_futures_rest_url} ({error}): "
+        "check the network, or the address (binance_futures_rest_url, network)",
+        error.retry_after_s,
+    )
 
 
 @dataclass

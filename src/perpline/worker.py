@@ -19,6 +19,7 @@ from perpline.websocket.connection import Connection
 log = structlog.get_logger("perpline.worker")
 
 OFFSET_EVERY_S = 60.0
+"""Market seconds, but never more often than once a wall second."""
 FINISH_MINUTE_S = 1.0
 """How long a stop waits for closes that are on their way, wall seconds."""
 FLUSH_TIMEOUT_S = 15.0
@@ -142,7 +143,7 @@ class Worker:
 
     async def _keep_offset(self) -> None:
         while True:
-            await self._clock.sleep_wall(OFFSET_EVERY_S)
+            await self._clock.sleep_wall(max(1.0, OFFSET_EVERY_S / self._clock.speed))
             await measure_offset(self._clock, self._rest)
 
     async def _watch_ready(self) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from databases import Database, SqliteDatabase
-from postgres_server import PostgresDatabase, new_postgres_database
 
 from perpline.storage.store import Store
+from postgres_server import PostgresDatabase, new_postgres_database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -1,5 +1,6 @@
 """Connections cut without a word."""
 
+import asyncio
 from pathlib import Path
 
 from running import trouble
@@ -17,9 +18,9 @@ async def test_connections_cut_again_and_again_cost_no_candle_and_no_decision(tm
 async def test_after_a_cut_the_last_closing_frame_sent_again_is_stored_once(tmp_path: Path) -> None:
     def cut(exchange) -> None:
         exchange.faults.repeat_close_on_subscribe = True
-        exchange.disconnect()
+        asyncio.get_running_loop().call_later(1.2, exchange.disconnect)  # when a minute has closed
 
-    after = await trouble(tmp_path, cut)
+    after = await trouble(tmp_path, cut, minutes=5)
 
     assert after.exchange.stats.frames["kline_closed_repeated"] > 0
     assert after.status["candles"]["repeats"] > 0

@@ -1,6 +1,5 @@
 """429 and 418: while the exchange wants no requests it gets none, and afterwards everything is made up for."""
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 

@@ -205,3 +205,18 @@ async def test_the_record_command_writes_what_the_streams_send(tmp_path: Path) -
     assert replayed["symbols"].keys() == set(exchange.symbols)
     assert replayed["closed_candles"] >= 2
     assert replayed["last_time"] - replayed["first_time"] > MINUTE
+
+
+def test_frames_of_2026_in_jsonl_replay_without_a_malformed_one() -> None:
+    path = RECORDINGS / "captured-2026" / "frames_A.jsonl"
+    if not path.exists():
+        pytest.skip("the recordings of ../shared/data are not here")
+    said = perpline("replay", path, "--json")
+    raws = [json.loads(json.loads(line)["raw"]) for line in path.read_text().splitlines()]
+    rows = [each.get("data", each) for each in raws]
+    events = Counter(row["e"] for payload in rows for row in (payload if isinstance(payload, list) else [payload])[:1])
+
+    assert (said["frames"], said["malformed"]) == (len(raws), 0)
+    names = {"kline": "kline_1m", "markPriceUpdate": "markPrice"}
+    assert said["by_stream"] == {names.get(event, event): count for event, count in events.items()}
+    assert said["unknown_fields"] == {}, "st, ps, ap, nq are known"

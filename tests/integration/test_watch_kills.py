@@ -97,7 +97,7 @@ def test_a_signal_is_printed_as_soon_as_it_is_published_also_of_a_symbol_that_is
     watch = start(redis_url, tmp_path, "NEWUSDT", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert watch.stdout is not None
     assert watch.stderr is not None
-    assert b"following 1 symbols" in watch.stderr.readline()
+    assert b"1 symbols so far" in watch.stderr.readline()
 
     for n in range(3):
         publish(redis_url, [flat("NEWUSDT", n, slot="kills")])
@@ -123,6 +123,22 @@ def test_a_reader_that_has_enough_ends_it_without_a_complaint(redis_url: str, tm
         said = watch.stderr.read()
     assert watch.wait(30) == 0
     assert said.splitlines()[1:] == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+def test_a_disk_that_is_full_is_said_to_be_and_the_signal_is_not_taken_for_printed(
+    redis_url: str, tmp_path: Path
+) -> None:
+    publish(redis_url, [flat("FULLUSDT", 0, slot="kills")])
+    words = ("FULLUSDT", "--from", "beginning")
+    with Path("/dev/full").open("wb") as full:
+        watch = start(redis_url, tmp_path, *words, stdout=full, stderr=subprocess.PIPE)
+        _, said = watch.communicate(timeout=30)
+    assert watch.returncode == 1
+    assert said.splitlines()[1:] == [b"perpline: cannot write the signals: No space left on device"]
+
+    again = start(redis_url, tmp_path, "FULLUSDT", "--count", 1, stdout=subprocess.PIPE)
+    assert json.loads(again.communicate(timeout=30)[0])["T"] == T0
 
 
 def test_a_server_that_goes_and_comes_back_is_waited_for_and_nothing_is_missed(

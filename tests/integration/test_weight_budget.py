@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 import perpline.simulation.rest
 from perpline.exchange.binance.budget import SHARES
 from perpline.simulation.server import SimulatedExchange
+from perpline.status import metrics
 from perpline.storage.shared_text import PostgresText
 from postgres_server import PostgresDatabase
+from running import simulated, working
 
 LIMIT = 300
 BUDGET = 240
@@ -126,3 +129,33 @@ async def test_the_budget_may_be_there_before_the_tables(postgres_database: Post
     assert "texts" not in await store.row_counts()
     await postgres_database.close()
     await text.close()
+
+
+async def test_two_workers_on_a_database_say_what_they_share(tmp_path: Path) -> None:
+    async with (
+        simulated(symbols=2) as simulator,
+        working(simulator, tmp_path, slot="one") as one,
+        working(simulator, tmp_path, slot="two") as two,
+    ):
+        await asyncio.gather(one.until_ready(), two.until_ready())
+        status = await one.stop()
+        await two.stop()
+
+    rest = status["rest"]
+    assert rest["shared"]["processes"] == 2
+    assert rest["shared"]["where"] == str(tmp_path / "perpline.db-budget")
+    assert rest["shared"]["away"] == ""
+    assert (rest["weight_limit"], rest["weight_budget"]) == (2400, 1920)
+    assert sum(entry["requests"] for entry in rest["by_priority"].values()) == rest["requests_total"] > 0
+
+    samples = {
+        (sample.name, sample.labels.get("priority")): sample.value
+        for family in text_string_to_metric_families(metrics(status).decode())
+        for sample in family.samples
+    }
+    assert samples["perpline_rest_budget_processes", None] == 2
+    assert samples["perpline_rest_budget_away", None] == 0
+    assert samples["perpline_rest_priority_weight_allowed", "heal"] == 1824
+    for priority, entry in rest["by_priority"].items():
+        assert samples["perpline_rest_requests_total", priority] == entry["requests"]
+        assert samples["perpline_rest_waiting", priority] == entry["waiting"]

@@ -76,9 +76,11 @@ def watch(
     watcher = _Watch(follower, clock, positions, _line_of(as_json), frozenset(only or ()), count, duration)
     try:
         run_loop(lambda stop: watcher.run(stop, f"slot {settings.slot} at {where(url)}"))
-    except BrokenPipeError:
-        # Who read us has enough (`watch | head`). Python would complain once more when it flushes at its end.
+    except OSError as error:
+        # Python would complain once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # that one only means that who read us has enough (`watch | head`)
+            raise NeedsPerson(f"cannot write the signals: {error.strerror or error}") from error
     finally:
         positions.close()
 
@@ -114,7 +116,7 @@ class _Watch:
                     if not started:
                         await self._follower.start()
                         started = True
-                        _tell(f"following {len(self._follower.positions)} symbols of {what}")
+                        _tell(f"following {what}, {len(self._follower.positions)} symbols so far")
                     entries = await self._follower.read(min(WAIT_S, self._remaining_s()))
                 except Unavailable as error:
                     failures += 1

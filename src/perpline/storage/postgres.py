@@ -12,6 +12,7 @@ as rows of a new last day come, and at once for rows of any other day.
 """
 
 import asyncio
+import operator
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -430,7 +431,7 @@ class PostgresStore:
         """Make the partitions for rows of these times that are not there yet."""
         days = self._days[table]
         try:
-            wanted = {time // DAY_MS for time in times}
+            wanted = {operator.index(time) // DAY_MS for time in times}
         except TypeError as error:
             raise ValueError(str(error)) from error
         if not wanted <= days.known:

@@ -70,7 +70,7 @@ def test_signals_are_printed_as_the_messages_they_are_in_order_of_their_minute(s
         json.loads(published(one, n + 1).payload) for n, one in by_minute
     ]
     assert done.err.splitlines() == [
-        f"perpline watch: following 2 symbols of slot {server.slot} at Redis at {server.url}"
+        f"perpline watch: following slot {server.slot} at Redis at {server.url}, 2 symbols so far"
     ]
 
 

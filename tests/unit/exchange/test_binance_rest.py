@@ -155,15 +155,30 @@ async def test_candles_say_what_was_closed_when_we_asked() -> None:
     assert (first.source, first.event_time, first.received_at) == ("rest", minute - 60_001, minute + 60_001)
 
 
-async def test_the_offset_of_the_clock_decides_what_is_closed() -> None:
+async def test_the_newest_candle_is_closed_by_the_exchanges_own_time_and_not_by_our_clocks() -> None:
     minute = NOW - NOW % 60_000
-    async with exchange(lambda request: [a_row(minute)]) as asked:
-        asked.clock.set_ms(minute + 59_500)
+    server_time = minute + 59_000
+
+    def answer(request: web.Request) -> Answer:
+        return {"serverTime": server_time} if request.path.endswith("/time") else [a_row(minute)]
+
+    async with exchange(answer) as asked:
+        # Our clock runs twenty seconds ahead of the exchange's, and does not know it.
+        asked.clock.set_ms(minute + 79_000)
         assert not (await asked.rest.candles("BTCUSDT", "1m"))[0].closed
 
-        asked.clock.offset_ms = 600
-
+        server_time = minute + 60_000
         assert (await asked.rest.candles("BTCUSDT", "1m"))[0].closed
+        assert [path for path, _ in asked.requests[-3:]] == ["/fapi/v1/klines", "/fapi/v1/time", "/fapi/v1/klines"]
+
+
+async def test_a_candle_that_a_later_one_follows_is_closed_whatever_the_clock() -> None:
+    minute = NOW - NOW % 60_000
+    async with exchange(lambda request: [a_row(minute), a_row(minute + 60_000)]) as asked:
+        asked.clock.set_ms(minute + 30_000)
+
+        assert [candle.closed for candle in await asked.rest.candles("BTCUSDT", "1m")] == [True, False]
+        assert len(asked.requests) == 1
 
 
 async def test_candles_outside_the_window_are_left_out() -> None:

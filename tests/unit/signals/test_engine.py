@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 import numpy as np
 import pytest
 from structlog.testing import capture_logs
@@ -20,6 +21,7 @@ from perpline.common.errors import Unavailable
 from perpline.domain.candle import Candle, KlineUpdate, closed_candle
 from perpline.domain.instrument import Instrument
 from perpline.domain.market import BookTicker, MarkPrice
+from perpline.domain.messages import MESSAGES, json_schema
 from perpline.features.live import LiveFeatures
 from perpline.inference.baseline import Baseline
 from perpline.signals.engine import Market, SignalEngine
@@ -270,6 +272,49 @@ async def test_latency_counts_from_the_last_symbols_closing_frame_to_published(s
     assert made.engine.close_to_signal_ms.summary() == {"p50": 7.0, "p99": 7.0}
     assert made.engine.market_close_to_signal_ms.summary() == {"p50": 157.0, "p99": 157.0}
     assert made.engine.undecided == []
+
+
+async def test_what_is_heard_is_what_the_contract_with_consumers_says(store: AwayStore) -> None:
+    made = await bench(store, model=Always(0.9))
+    made.clock.set_ms(T0 + MINUTE + 100)
+    made.close(T0 + MINUTE)
+    await made.engine.drain()
+    await made.publisher.flush()
+
+    for each in [await made.heard.__anext__() for _ in range(4)]:
+        name = "close" if each.channel == "sig.close" else "signal"
+        payload = json.loads(each.payload)
+        assert list(payload) == json_schema(name)["required"]
+        assert msgspec.to_builtins(msgspec.json.decode(each.payload, type=MESSAGES[name])) == payload
+        assert payload["t_pub_us"] == (T0 + MINUTE + 100) * 1000
+
+
+async def test_the_close_of_a_minute_tells_how_long_each_step_took(store: AwayStore) -> None:
+    class Slow(Always):
+        def predict(self, vectors: Any) -> Any:
+            made.clock.advance(0.003)
+            return super().predict(vectors)
+
+    commit = store.commit_decisions
+
+    async def slow_commit(*arguments: Any) -> Any:
+        made.clock.advance(0.005)
+        return await commit(*arguments)
+
+    store.commit_decisions = slow_commit  # type: ignore[method-assign]
+    made = await bench(store, model=Slow())
+    for minute in (1, 2):
+        made.clock.set_ms(T0 + minute * MINUTE + 100)
+        made.close(T0 + minute * MINUTE)
+        await made.engine.drain()
+        made.clock.advance(0.007)
+        await made.publisher.flush()
+
+    heard = [json.loads((await made.heard.__anext__()).payload) for _ in range(8)]
+    first, second = [each["lat_ms"] for each in heard if each["type"] == "close"]
+    # A minute's last batch is committed and published with its message, so these two are in the next one.
+    assert first == {"feat": 0.0, "pred": 3.0, "db": None, "pub": None}
+    assert second == {"feat": 0.0, "pred": 3.0, "db": 5.0, "pub": 7.0}
 
 
 # ---- minutes that are not decided

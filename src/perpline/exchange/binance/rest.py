@@ -52,6 +52,7 @@ _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 0.8
 _ROUND_TRIPS = 4
 _FUNDING_KNOWN_AFTER_MS = 60_000
+_CLOCK_DOUBT_MS = 60_000
 _HOUR_MS = 3_600_000
 
 
@@ -123,15 +124,21 @@ class BinanceRest:
     async def candles(
         self, symbol: str, interval: str, *, start: int | None = None, end: int | None = None, limit: int = 500
     ) -> list[KlineUpdate]:
-        """As the port says. `closed` is told by the exchange's time before we asked, so it never says so too early."""
-        rows, answer = await self._get(
-            list[KlineRow],
-            endpoints.klines(_checked(limit)),
-            symbol=symbol,
-            interval=interval,
-            **_window(start, end),
-            limit=limit,
-        )
+        """As the port says. A candle is `closed` where a later one follows in the answer, or where the exchange's time
+        before we asked was past its end.
+
+        That time is an estimate. Where only it tells that the newest row is final, and closely, the exchange is asked
+        for its time first and for the rows again: its clock may have stepped, and a forming candle must never be taken.
+        """
+        request: dict[str, str | int] = {"symbol": symbol, "interval": interval, **_window(start, end), "limit": limit}
+        endpoint = endpoints.klines(_checked(limit))
+        rows, answer = await self._get(list[KlineRow], endpoint, **request)
+        asked_at = self._asked_at(answer)
+        if rows and _inside(rows[-1].open_time, start, end) and 0 < asked_at - rows[-1].close_time < _CLOCK_DOUBT_MS:
+            asked_at = await self.server_time()
+            if rows[-1].close_time < asked_at:
+                rows, answer = await self._get(list[KlineRow], endpoint, **request)
+        newest = rows[-1].open_time if rows else 0
         received_at = answer.received_us // 1000
         candles = [
             KlineUpdate(
@@ -148,7 +155,7 @@ class BinanceRest:
                 trades=row.trades,
                 taker_buy_volume=row.taker_buy_volume,
                 taker_buy_quote_volume=row.taker_buy_quote_volume,
-                closed=row.close_time < self._asked_at(answer),
+                closed=row.open_time < newest or row.close_time < asked_at,
                 source="rest",
                 event_time=row.close_time,
                 received_at=received_at,
