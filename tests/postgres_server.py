@@ -55,6 +55,7 @@ class PostgresServer:
         self._installed = _installed()
         self._folder = Path(tempfile.mkdtemp(prefix="perpline-pg-"))
         self._process: subprocess.Popen[bytes] | None = None
+        self._starter = ThreadPoolExecutor(1)  # to the kernel the parent is the thread, so this one must stay
         self._user: dict[str, Any] = {}
         self._bin = self._installed / "pginstall" / "bin"
         data = self._folder / "data"
@@ -86,12 +87,13 @@ class PostgresServer:
         settings = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
         deadline = time.monotonic() + START_LIMIT_S
         while True:  # after a kill the memory of the one before is in use until its last child has noticed
-            self._process = subprocess.Popen(
+            self._process = self._starter.submit(
+                subprocess.Popen,
                 [self._bin / "postgres", "-D", self._data, "-k", self._socket, *settings],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self._socket,
                 start_new_session=True, preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
                 **self._user,
-            )  # fmt: skip
+            ).result()  # fmt: skip
             while self._process.poll() is None:
                 if self._takes_connections():
                     return
@@ -115,6 +117,7 @@ class PostgresServer:
     def remove(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self.stop(signal.SIGQUIT)
+        self._starter.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _takes_connections(self) -> bool:

@@ -7,33 +7,33 @@ import pytest
 
 from perpline.simulation.incidents import RestFault, RestKind
 from perpline.simulation.server import SimulatedExchange
-from running import trouble
+from running import MINUTE, trouble
 
 LIMITS: list[tuple[RestKind, dict[str, Any], int]] = [
-    ("429", {"retry_after_s": 40}, 40),
+    ("429", {"retry_after_s": 40}, 40_000),
     ("429", {}, 0),  # until the minute turns
-    ("418", {"retry_after_s": 100}, 100),
-    ("418", {"banned_s": 100}, 100),
-    ("418", {}, 120),
+    ("418", {"retry_after_s": 100}, 100_000),
+    ("418", {"banned_s": 100}, 100_000),
+    ("418", {}, 120_000),
 ]
+UNDER_WAY = 5_000
+"""Market milliseconds in which a request may arrive that had left before we were told to stop."""
 
 
-@pytest.mark.parametrize(("kind", "told", "pause_s"), LIMITS)
+@pytest.mark.parametrize(("kind", "told", "pause"), LIMITS)
 async def test_a_limit_stops_every_request_for_as_long_as_it_says_and_costs_no_candle(
-    tmp_path: Path, kind: RestKind, told: dict[str, Any], pause_s: int
+    tmp_path: Path, kind: RestKind, told: dict[str, Any], pause: int
 ) -> None:
-    asked_at: list[int] = []
-
     def limit(exchange: SimulatedExchange) -> None:
         exchange.faults.missing_close_share = 0.3
         exchange.happens(RestFault(kind=kind, times=1, **told))
-        real = exchange._rest.answer
-        exchange._rest.answer = lambda path, params, address, now_ms: (  # type: ignore[method-assign]
-            asked_at.append(now_ms) or real(path, params, address, now_ms)
-        )
 
-    after = await trouble(tmp_path, limit, minutes=4)
+    after = await trouble(tmp_path, limit, gap_repair="live")
 
-    assert after.exchange.stats.rest_faults == {kind: 1}
-    assert after.exchange.stats.answers[int(kind)] == 1
+    [told_at] = [at for at, _, status in after.exchange.requested if status == int(kind)]
+    until = told_at + pause if pause else told_at - told_at % MINUTE + MINUTE
+    asked_meanwhile = [
+        (at, path) for at, path, _ in after.exchange.requested if told_at + UNDER_WAY < at < until - UNDER_WAY
+    ]
+    assert asked_meanwhile == []
     assert after.gaps(open_only=True) == []

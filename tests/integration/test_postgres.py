@@ -25,7 +25,7 @@ from perpline.storage.sql import named_queries, sql_folder
 from perpline.storage.sqlite import SqliteStore
 from perpline.storage.store import TABLES, Gap
 from postgres_server import NoPostgres, PostgresDatabase, PostgresServer, new_postgres_database
-from running import MINUTE, eventually, simulated, working
+from running import MINUTE, command, eventually, simulated, working
 
 T0 = 1_795_183_260_000
 """2026-11-20 14:01 UTC."""
@@ -381,15 +381,16 @@ async def test_a_time_that_is_none_is_refused_and_makes_no_partition(
 async def test_a_partition_that_somebody_dropped_is_made_again(
     store: PostgresStore, postgres_database: PostgresDatabase
 ) -> None:
-    await store.add_rows("premium_index", [premium_row("AUSDT", T0)])
+    rows, later = [premium_row("AUSDT", T0)], [decision("AUSDT", T0 + MINUTE)]
+    await store.add_rows("premium_index", rows)
     await store.commit_decisions([decision("AUSDT")], [], [], 1)
-    postgres_database.do("DROP TABLE premium_index_20261120")
-    postgres_database.do("DROP TABLE signals_20261120")
 
+    postgres_database.do("DROP TABLE premium_index_20261120")
     with pytest.raises(Unavailable, match="next try"):
-        await store.add_rows("premium_index", [premium_row("AUSDT", T0)])
-    assert await store.add_rows("premium_index", [premium_row("AUSDT", T0)]) == 1
-    later = [decision("AUSDT", T0 + MINUTE)]
+        await store.add_rows("premium_index", rows)
+    assert await store.add_rows("premium_index", rows) == 1
+
+    postgres_database.do("DROP TABLE signals_20261120")
     with pytest.raises(Unavailable, match="next try"):
         await store.commit_decisions(later, [], [], 1)
     assert await store.commit_decisions(later, [], [], 1) == later
@@ -585,7 +586,7 @@ async def test_whatever_happens_to_the_server_every_row_is_there_once_and_every_
             said, sent = [prediction(one) for one in made], [message(one) for one in made]
             await until_it_works(lambda rows=rows: store.add_rows("premium_index", rows))
             await until_it_works(lambda made=made, said=said, sent=sent: store.commit_decisions(made, said, sent, 1))
-            pending = await until_it_works(lambda: store.pending_messages(100))
+            pending = await until_it_works(lambda: store.pending_messages(100_000))
             ids = [one.id for one in pending if one.symbol != "S9USDT"]
             await until_it_works(lambda ids=ids: store.mark_published(ids, 1))
             minute += 1
@@ -662,6 +663,40 @@ async def test_two_workers_on_one_database_decide_each_minute_once(
     assert sum(decided) == sum(rows for _, rows, _ in found)
 
 
+async def test_a_worker_outlives_the_death_of_the_server_and_decides_each_minute_once(
+    own_server: PostgresServer, tmp_path: Path
+) -> None:
+    database = new_postgres_database(own_server.url())
+
+    def last_close() -> int:
+        [(close_time,)] = database.rows(
+            "SELECT coalesce(max(close_time), 0) FROM signals WHERE status <> 'skipped_missed'"
+        )
+        return int(close_time)
+
+    async with simulated(speed=60) as exchange, working(exchange, tmp_path, database_url=database.url) as worker:
+        await worker.until_ready()
+        await worker.until(lambda: last_close() > 0, what="the first decision")
+        await asyncio.to_thread(own_server.stop, signal.SIGKILL)
+        away_until = exchange.clock.now_ms() + 2 * MINUTE
+        await worker.until(lambda: exchange.clock.now_ms() > away_until)
+        await asyncio.to_thread(own_server.start)
+        await worker.until(lambda: last_close() > away_until + MINUTE, what="decisions after the restart")
+        await worker.stop()
+
+    symbols = len(exchange.symbols)
+    found = database.rows("SELECT close_time, count(*), count(DISTINCT symbol) FROM signals GROUP BY 1 ORDER BY 1")
+    assert found == [(found[0][0] + n * MINUTE, symbols, symbols) for n in range(len(found))]
+    for table in ("candles_1m", "premium_index"):
+        time = "open_time" if table == "candles_1m" else "minute"
+        gapless = database.rows(
+            f"SELECT symbol, count(*), (max({time}) - min({time})) / {MINUTE} + 1 FROM {table} GROUP BY 1"
+        )
+        assert [(count, count) for _, count, _ in gapless] == [(count, minutes) for _, count, minutes in gapless]
+    assert database.rows("SELECT count(*) FROM outbox WHERE published_at IS NULL") == [(0,)]
+    database.drop()
+
+
 async def test_the_demo_decides_every_minute_into_postgresql(postgres_database: PostgresDatabase) -> None:
     words = ["demo", "--symbols", "3", "--speed", "60", "--duration", "6", "--json"]
     demo = await asyncio.create_subprocess_exec(
@@ -680,6 +715,40 @@ async def test_the_demo_decides_every_minute_into_postgresql(postgres_database: 
     assert (facts["decisions_missing"], facts["decisions_twice"], facts["malformed"]) == (0, 0, 0)
     assert postgres_database.rows("SELECT count(*) FROM signals") == [(facts["rows"]["signals"],)]
     assert b"s3cret" not in output
+
+
+def test_the_database_commands_serve_postgresql(postgres_database: PostgresDatabase, tmp_path: Path) -> None:
+    def db(word: str, *words: object) -> Any:
+        return command("db", word, *words, "--database", postgres_database.url, "--json")
+
+    assert {name: db("migrate").json[name] for name in ("from", "to")} == {"from": 0, "to": 1}
+    assert db("migrate").json["from"] == 1
+
+    async def fill() -> None:
+        store = await postgres_database.open()
+        for minute in (0, 1, 4):
+            await store.add_rows("candles_1m", [candle_row_at("AUSDT", T0 + minute * MINUTE)])
+            made = [decision("AUSDT", T0 + minute * MINUTE)]
+            await store.commit_decisions(made, [], [message(one) for one in made], 1)
+        await store.open_gap("AUSDT", "candles_1m", T0 + 2 * MINUTE, T0 + 4 * MINUTE, "jump", 7)
+        await postgres_database.close()
+
+    asyncio.run(fill())
+    facts = db("check").json
+    assert (facts["ok"], facts["schema"], facts["symbols"], facts["minutes_missing"]) == (True, 1, 1, {"AUSDT": 2})
+    assert (facts["gaps_open"], facts["outbox_pending"], facts["disk_free_bytes"]) == (1, 3, None)
+    assert db("backup", "--out", tmp_path / "copy.db").code == 0
+    copied = command("db", "check", "--database", f"sqlite:///{tmp_path}/copy.db", "--json").json
+    assert copied["rows"] == facts["rows"]
+
+    postgres_database.do("UPDATE signal_seqs SET seq = 9")
+    ended = db("check")
+    assert ended.code == 1
+    assert ended.json["problems"] == ["signal_seqs says seq 9 for champion AUSDT, and signals 3"]
+
+
+def candle_row_at(symbol: str, open_time: int) -> tuple[object, ...]:
+    return (symbol, open_time, open_time + MINUTE - 1, *[1.5] * 6, 7, 1.5, 1.5, *[0] * 4, False, "ws", 0)
 
 
 # Is anything missing?

@@ -25,6 +25,7 @@ from rich.text import Text
 from perpline.bootstrap import open_store
 from perpline.cli.options import JsonOption, RedisOption, print_json, run_loop, stderr
 from perpline.cli.status import fetch_status, summary_lines, symbols_table
+from perpline.common.config import masked_url
 from perpline.common.errors import NeedsPerson
 from perpline.domain.candle import MINUTE_MS, last_boundary
 from perpline.domain.signal import Status
@@ -327,7 +328,7 @@ async def _summary(run: Run, session: aiohttp.ClientSession, database: str) -> d
         "speed": run.speed,
         "seed": run.exchange["seed"],
         "edge_bp": EDGE_BP,
-        "database": database,
+        "database": masked_url(database),
     }
 
 

@@ -18,7 +18,12 @@ ConfigOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 DatabaseOption = Annotated[
-    str | None, typer.Option("--database", help="Where the tables are: sqlite:///path/file.db", show_default=False)
+    str | None,
+    typer.Option(
+        "--database",
+        help="Where the tables are: sqlite:///path/file.db or postgresql://user@host/database",
+        show_default=False,
+    ),
 ]
 RedisOption = Annotated[
     str | None, typer.Option("--redis", help="Where messages go: memory:// or redis://…", show_default=False)

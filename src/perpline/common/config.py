@@ -98,7 +98,8 @@ class Settings(BaseModel):
     data_dir: Path
     """Where the database and the malformed frames go by default: $XDG_DATA_HOME/perpline."""
     database_url: SecretStr
-    """Where the tables are: sqlite:///relative.db or sqlite:////absolute.db; by default perpline.db in data_dir."""
+    """Where the tables are: sqlite:///relative.db, sqlite:////absolute.db or postgresql://user:password@host/database;
+    by default perpline.db in data_dir."""
     redis_url: SecretStr = SecretStr("memory://")
     """The bus: memory:// (inside the process) or redis://…"""
     buffer_batch_rows: int = Field(500, ge=1, le=100_000)

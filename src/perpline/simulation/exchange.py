@@ -186,10 +186,10 @@ class Exchange:
         interrupted = np.array(
             [any(each.covers(first_minute + at) for each in covering) for at in range(count)], dtype=np.bool_
         )
-        if not interrupted.any():
-            return rows
         # A minute that is empty by nature is flat too, and not at a close that was never traded at.
         interrupted |= rows[:, TRADES] == 0
+        if not interrupted.any():
+            return rows
         last = np.maximum.accumulate(np.where(interrupted, -1, np.arange(count)))
         closes = rows[last, CLOSE]
         if last[0] < 0:

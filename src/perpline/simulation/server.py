@@ -93,6 +93,8 @@ class SimulatedExchange:
         # Change its fields; another object put in its place would not be seen.
         self.faults = faults if faults is not None else Faults()
         self.stats = Stats()
+        self.requested: deque[tuple[int, str, int]] = deque(maxlen=10_000)
+        """The latest REST requests: when they were answered (exchange ms), path, status."""
         self.exchange = Exchange(World(seed, symbols, edge_bp))
         self.symbols = self.exchange.symbols
         self._rng = random.Random(f"{seed}/{self.faults.seed}")
@@ -318,10 +320,11 @@ class SimulatedExchange:
         taken_ms = (time.monotonic() - started_s) * 1000
         if fault is not None and fault.kind == "torn":
             return await self._torn(request, answer)
-        return self._response(answer, {"x-response-time": f"{taken_ms:.0f}ms"})
+        return self._response(request, answer, {"x-response-time": f"{taken_ms:.0f}ms"})
 
-    def _response(self, answer: Answer, headers: dict[str, str]) -> web.Response:
+    def _response(self, request: web.Request, answer: Answer, headers: dict[str, str]) -> web.Response:
         self.stats.answers[answer.status] += 1
+        self.requested.append((self.clock.now_ms(), request.path, answer.status))
         return web.Response(
             status=answer.status,
             body=answer.body,
@@ -335,7 +338,7 @@ class SimulatedExchange:
             if request.transport is not None:
                 request.transport.abort()
             return web.Response(status=500)
-        return self._response(failure(fault, address, self.clock.now_ms()), {})
+        return self._response(request, failure(fault, address, self.clock.now_ms()), {})
 
     async def _torn(self, request: web.Request, answer: Answer) -> web.StreamResponse:
         """The first half of the body, then the end of the connection."""

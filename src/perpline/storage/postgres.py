@@ -41,6 +41,8 @@ CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 10.0
 """No answer for so long, and the connection is taken for dead."""
 READ_TIMEOUT_S = 120.0
+WHOLE_TIMEOUT_S = 3600.0
+"""For what reads all of a large table."""
 LOCK_TIMEOUT_MS = 5000
 """How long a write waits for another process that is writing."""
 TRANSACTION_ROWS = 5_000
@@ -82,7 +84,7 @@ class PostgresStore:
         self._decisions = _Lane(partial(self._connect, "decisions", learn=True), self.where)
         self._outbox = _Lane(partial(self._connect, "outbox", synchronous_commit="off"), self.where)
         self._rows = _Lane(partial(self._connect, "rows", learn=True), self.where)
-        self._reads = _Lane(partial(self._connect, "reads", timeout_s=READ_TIMEOUT_S), self.where)
+        self._reads = _Lane(partial(self._connect, "reads"), self.where)
         self._making_days: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -180,11 +182,11 @@ class PostgresStore:
         columns = await self._reads.run(_fetch, self._queries["columns"])
         tables = sorted({table for table, _, _ in columns} - BOOKKEEPING)
         counts = ", ".join(f'(SELECT count(*) FROM "{table}") AS "{table}"' for table in tables)
-        [row] = await self._reads.run(_fetch, f"SELECT {counts}")
+        [row] = await self._reads.run(_fetch_all, f"SELECT {counts}")
         return dict(row)
 
     async def select(self, query: str) -> list[Row]:
-        return [tuple(row) for row in await self._reads.run(_fetch, query)]
+        return [tuple(row) for row in await self._reads.run(_fetch_all, query)]
 
     async def damage(self) -> list[str]:
         return [text for (text,) in await self.select(self._queries["damage"])]
@@ -209,9 +211,7 @@ class PostgresStore:
         finally:
             archive.close()
 
-    async def _connect(
-        self, work: str, *, learn: bool = False, timeout_s: float = COMMAND_TIMEOUT_S, **settings: str
-    ) -> Connection:
+    async def _connect(self, work: str, *, learn: bool = False, **settings: str) -> Connection:
         """A connection for one kind of work, by which the server's own list names it."""
         settings |= {
             "application_name": f"perpline {work}",
@@ -222,7 +222,10 @@ class PostgresStore:
         if self._read_only:
             settings["default_transaction_read_only"] = "on"
         connection = await asyncpg.connect(
-            self._url, timeout=CONNECT_TIMEOUT_S, command_timeout=timeout_s, server_settings=settings
+            self._url,
+            timeout=CONNECT_TIMEOUT_S,
+            command_timeout=READ_TIMEOUT_S if work == "reads" else COMMAND_TIMEOUT_S,
+            server_settings=settings,
         )
         try:
             if learn:
@@ -418,7 +421,7 @@ class PostgresStore:
 
     async def _count_on(self, connection: Connection, tables: dict[str, list[str]]) -> None:
         """After a restore: seqs and ids go on behind the last ones that there are."""
-        await connection.execute(self._queries["count_seqs"])
+        await connection.execute(self._queries["count_seqs"], timeout=WHOLE_TIMEOUT_S)
         for table, columns in tables.items():
             if "id" in columns:
                 await connection.execute(
@@ -571,7 +574,8 @@ def _meaning(error: BaseException, where: str) -> Exception | None:
         return NeedsPerson(f"{where}: an option of this address means nothing, or names a file that cannot be used")
     if isinstance(error, ValueError):
         return ValueError(f"{where} refused a row: {error}")
-    if isinstance(error, OSError | asyncpg.InterfaceError):
+    if isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError):
+        # Internal: what asyncpg makes of a server that says goodbye between two statements.
         return Unavailable(text)
     return None
 
@@ -599,6 +603,11 @@ async def _transaction(connection: Connection) -> AsyncIterator[None]:
 
 async def _fetch(connection: Connection, query: str, *values: Any) -> list[Any]:
     rows: list[Any] = await connection.fetch(query, *values)
+    return rows
+
+
+async def _fetch_all(connection: Connection, query: str) -> list[Any]:
+    rows: list[Any] = await connection.fetch(query, timeout=WHOLE_TIMEOUT_S)
     return rows
 
 

@@ -214,7 +214,13 @@ class BinanceRest:
             **_window(start, end),
             limit=limit,
         )
-        rows = [row for row in found if _inside(row.open_time, start, end) and row.close_time < self._asked_at(answer)]
+        # As for candles, but nobody waits for the newest row: in doubt it is left for the next time.
+        newest, beyond_doubt = (found[-1].open_time if found else 0), self._asked_at(answer) - _CLOCK_DOUBT_MS
+        rows = [
+            row
+            for row in found
+            if _inside(row.open_time, start, end) and (row.open_time < newest or row.close_time < beyond_doubt)
+        ]
         for row in rows:
             if (
                 row.open_time % 60_000
