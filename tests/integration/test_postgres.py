@@ -207,7 +207,7 @@ async def test_a_schema_of_its_own_in_a_database_of_others(postgres_database: Po
     with pytest.raises(NeedsPerson, match="names no schema"):
         await PostgresStore(url).open()
     postgres_database.do('CREATE SCHEMA "candles"')
-    store = PostgresStore(url.lower())
+    store = PostgresStore(url.replace("Candles", "candles"))
     await store.open()
 
     assert await store.add_rows("premium_index", [premium_row("AUSDT", T0)]) == 1
@@ -384,6 +384,8 @@ async def test_a_partition_that_somebody_dropped_is_made_again(
     rows, later = [premium_row("AUSDT", T0)], [decision("AUSDT", T0 + MINUTE)]
     await store.add_rows("premium_index", rows)
     await store.commit_decisions([decision("AUSDT")], [], [], 1)
+    for table in ("premium_index", "signals"):
+        await eventually(lambda table=table: len(partitions(postgres_database, table)) == 2)
 
     postgres_database.do("DROP TABLE premium_index_20261120")
     with pytest.raises(Unavailable, match="next try"):

@@ -1,0 +1,142 @@
+"""The simulated exchange, workers and senders as processes of their own, as a person would start them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+START_LIMIT_S = 120.0
+STOP_LIMIT_S = 30.0
+
+
+class NotReady(Exception):
+    """A worker was not ready in time, or ended; the text holds the last line of its log."""
+
+
+@contextmanager
+def sender(module: str, *arguments: object) -> Iterator[list[int]]:
+    """The numbers that a sender of this package prints when it listens."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stdout is not None
+            yield [int(word) for word in process.stdout.readline().split()]
+        finally:
+            process.kill()
+
+
+@contextmanager
+def simulated_exchange(symbols: int, speed: float, folder: Path, seed: int = 1) -> Iterator[dict[str, Any]]:
+    """The line of JSON it prints when it is ready."""
+    log = folder / "exchange.log"
+    process = _perpline(log, "simulate", "--symbols", symbols, "--speed", speed, "--seed", seed)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise NotReady(f"the simulated exchange did not start: {_tail(log)}")
+        yield json.loads(line)
+    finally:
+        _end(process)
+
+
+def exchange_time_ms(exchange: dict[str, Any]) -> int:
+    with urllib.request.urlopen(f"{exchange['http']}/fapi/v1/time", timeout=10) as answer:
+        return int(json.load(answer)["serverTime"])
+
+
+class Worker:
+    """`perpline run` on an exchange, with everything it keeps in `folder`."""
+
+    def __init__(self, exchange: dict[str, Any], folder: Path, *arguments: str) -> None:
+        folder.mkdir(exist_ok=True)
+        self.database = folder / "perpline.db"
+        self._log = folder / f"worker-{time.monotonic_ns()}.log"
+        settings = {
+            "network": "custom",
+            "binance_futures_ws_url": exchange["ws"],
+            "binance_futures_rest_url": exchange["http"],
+            "symbols": f"top:{exchange['symbols']}",
+            "clock_speed": exchange["speed"],
+            "database_url": f"sqlite:///{self.database}",
+            "redis_url": "memory://",
+            "status_port": 0,
+            "data_dir": str(folder),
+            "log_level": "info",
+            "log_format": "json",
+        }
+        file = folder / "perpline.toml"
+        file.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+        self._began_s = time.monotonic()
+        self._process = _perpline(self._log, "run", "--json", "--config", file, *arguments)
+
+    def wait_ready(self, limit_s: float = START_LIMIT_S) -> float:
+        """Seconds from the start of the process until the worker said it was ready. Raises NotReady."""
+        while b'"worker_ready"' not in self._log.read_bytes():
+            if self._process.poll() is not None:
+                raise NotReady(f"the worker ended: {_tail(self._log)}")
+            if time.monotonic() - self._began_s > limit_s:
+                raise NotReady(f"the worker was not ready after {limit_s:.0f} s: {_tail(self._log)}")
+            time.sleep(0.01)
+        return time.monotonic() - self._began_s
+
+    def memory_mb(self) -> tuple[float | None, float | None]:
+        """Resident memory now and at its peak; None where the system has no /proc."""
+        try:
+            lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
+        except OSError:
+            return None, None
+        kb = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if "kB" in rest}
+        return round(kb["VmRSS"] / 1024, 1), round(kb["VmHWM"] / 1024, 1)
+
+    def stop(self) -> dict[str, Any]:
+        """Its last status, after a stop as by Ctrl-C."""
+        self._process.send_signal(signal.SIGTERM)
+        output, _ = self._process.communicate(timeout=STOP_LIMIT_S)
+        if self._process.returncode:
+            raise NotReady(f"the worker ended with {self._process.returncode}: {_tail(self._log)}")
+        status: dict[str, Any] = json.loads(output.splitlines()[-1])
+        return status
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _end(self._process)
+
+
+def _perpline(log: Path, *arguments: object) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PERPLINE_")}
+    with log.open("wb") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-m", "perpline", *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+            cwd=log.parent,
+        )
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    with process:  # closes its pipe
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1][:400] if lines else "nothing"
