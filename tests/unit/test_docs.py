@@ -145,3 +145,13 @@ def test_the_picture_asks_nobody_for_anything() -> None:
 
     assert re.findall(r"(?:href|src|url)\s*[=(]\s*[\"']?(?!#|demo-|none)[^\"')]+", svg) == []
     assert re.findall(r"https?://[^\"'\s]+", svg) == ["http://www.w3.org/2000/svg"]  # a name, not an address
+
+
+def test_every_test_that_a_guarantee_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (DOCS / "guarantees.md").read_text()))
+    written = {
+        name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+
+    assert named
+    assert named - written == set()
