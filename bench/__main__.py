@@ -10,8 +10,11 @@ import typer
 from rich.console import Console
 
 from bench.close import close as bench_close
+from bench.latency import latency as bench_latency
 from bench.results import RESULTS, Table, as_json, show, surroundings, write
 from bench.route import route as bench_route
+from bench.start import start as bench_start
+from bench.workers import workers as bench_workers
 from perpline.cli.options import print_json
 from perpline.common.telemetry import configure_logging
 
@@ -30,9 +33,20 @@ WriteOption = Annotated[bool, typer.Option("--write", help="Put the tables into 
 ResultsOption = Annotated[Path, typer.Option("--results", help="The results file.")]
 SecondsOption = Annotated[float, typer.Option("--seconds", min=0.01, help="Length of a receiver's turn.")]
 RoundsOption = Annotated[int, typer.Option("--rounds", min=1, help="Turns of each receiver.")]
-ClosesOption = Annotated[int, typer.Option("--closes", min=1, help="Minutes that close, of each case.")]
+RateOption = Annotated[list[int], typer.Option("--rate", min=1000, help="Messages a second; more than once.")]
+ClosesOption = Annotated[
+    int | None,
+    typer.Option("--closes", min=1, help="Minutes that close, of each case; default: 300, above 100 symbols 50."),
+]
+PostgresOption = Annotated[
+    str | None, typer.Option("--postgres", help="A server to make databases on; default: one from the wheel.")
+]
+RedisOption = Annotated[
+    str | None, typer.Option("--redis", help="A server to publish to; default: one from the wheel.")
+]
 
 DEFAULT_SYMBOLS = [30, 600]
+DEFAULT_RATES = [5_000, 20_000, 50_000]
 
 
 @app.command()
@@ -52,9 +66,29 @@ def route(
 
 
 @app.command()
+def latency(
+    symbols: SymbolsOption = DEFAULT_SYMBOLS,
+    rates: RateOption = DEFAULT_RATES,
+    seconds: SecondsOption = 2.0,
+    rounds: RoundsOption = 2,
+    as_json_line: JsonOption = False,
+    to_file: WriteOption = False,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """From a server's send to a value that can be read, at fixed rates, and the CPU of a message.
+
+    Example: python -m bench latency --symbols 30 --rate 20000 --seconds 5
+    """
+    parts = [partial(bench_latency, count, rates, seconds, rounds) for count in symbols]
+    _run("latency", parts, as_json_line, to_file, results)
+
+
+@app.command()
 def close(
     symbols: SymbolsOption = DEFAULT_SYMBOLS,
-    closes: ClosesOption = 300,
+    closes: ClosesOption = None,
+    postgres: PostgresOption = None,
+    redis: RedisOption = None,
     as_json_line: JsonOption = False,
     to_file: WriteOption = False,
     results: ResultsOption = RESULTS,
@@ -63,17 +97,48 @@ def close(
 
     Example: python -m bench close --symbols 30 --closes 100
     """
-    _run("close", [partial(bench_close, symbols, closes)], as_json_line, to_file, results)
+    _run("close", [partial(bench_close, symbols, closes, postgres, redis)], as_json_line, to_file, results)
+
+
+@app.command()
+def workers(
+    symbols: Annotated[int, typer.Option("--symbols", min=1, max=600)] = 30,
+    minutes: Annotated[int, typer.Option("--minutes", min=1, help="Closes that are counted.")] = 8,
+    speed: Annotated[float, typer.Option("--speed", min=0.1, max=60, help="Speed of market time; 1 is real.")] = 8.0,
+    as_json_line: JsonOption = False,
+    to_file: WriteOption = False,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """The worker fed by WebSocket and the one fed by REST, side by side on one simulated exchange.
+
+    Example: python -m bench workers --speed 1 --minutes 10
+    """
+    _run("workers", [partial(bench_workers, symbols, minutes, speed)], as_json_line, to_file, results)
+
+
+@app.command()
+def start(
+    symbols: SymbolsOption = DEFAULT_SYMBOLS,
+    limit: Annotated[float, typer.Option("--limit", min=1, help="Seconds after which a start is given up.")] = 180.0,
+    as_json_line: JsonOption = False,
+    to_file: WriteOption = False,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """How long a worker takes to be ready with a cold and a warm store, and its memory then.
+
+    Example: python -m bench start --symbols 30
+    """
+    _run("start", [partial(bench_start, symbols, limit)], as_json_line, to_file, results)
 
 
 @app.command(name="all")
 def everything(to_file: WriteOption = False, results: ResultsOption = RESULTS) -> None:
-    """Every benchmark, one after the other, with its defaults: some minutes.
+    """Every benchmark, one after the other, with its defaults: about ten minutes.
 
     Example: python -m bench all --write
     """
-    route(to_file=to_file, results=results)
-    close(to_file=to_file, results=results)
+    for benchmark in (route, latency, close, workers, start):
+        benchmark(to_file=to_file, results=results)
 
 
 def _run(

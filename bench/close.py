@@ -2,33 +2,35 @@
 
 import asyncio
 import math
+import os
 import random
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
-from itertools import pairwise
-from pathlib import Path
+from itertools import count, pairwise
+from typing import Any
 
 import numpy as np
 from msgspec import structs
 
+from bench import servers
 from bench.frames import Tape, book_ticker_frame, kline_frame, mark_price_frame
 from bench.results import Table
 from bench.route import make_instruments
-from perpline.bootstrap import Parts, make_parts, make_rest
-from perpline.bus.memory import MemoryBus
+from perpline.bootstrap import Parts, make_parts, make_rest, open_bus, open_store
 from perpline.cli.options import run_loop
 from perpline.common.clock import SystemClock
-from perpline.common.config import load_settings
+from perpline.common.config import Settings, load_settings
 from perpline.common.telemetry import LatencyWindow
 from perpline.domain.candle import MINUTE_MS, Candle, KlineUpdate, closed_candle
 from perpline.domain.signal import Decision, Message, Prediction
 from perpline.exchange.binance.decode import FieldWatch, decode
 from perpline.features.live import LiveFeatures
 from perpline.inference.baseline import Baseline
-from perpline.storage.sqlite import SqliteStore
+from perpline.storage.store import Store
 
 FIRST_CLOSE_MS = 1_790_773_200_000
 EXCHANGE_DELAY_MS = 300
@@ -36,55 +38,92 @@ TRAFFIC = {30: 1_500, 600: 10_000}
 """Messages a second of a lively market, by symbols."""
 CLOSE_LIMIT_S = 30.0
 
+STORES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
+BUSES = {"memory": "memory", "redis": "Redis"}
+
 SPLIT = (
-    "last frame → features",
+    "features",
     "model",
-    "verdicts, rows, messages",
+    "verdicts",
     "commit",
-    "outbox read",
+    "outbox",
     "publish",
 )
 
 
-def close(symbols: Sequence[int], closes: int, say: Callable[[str], None]) -> list[Table]:
-    """The tables for these numbers of symbols closing together, `closes` minutes each, and the price of the steps."""
+def close(
+    symbols: Sequence[int],
+    closes: int | None,
+    postgres_url: str | None,
+    redis_url: str | None,
+    say: Callable[[str], None],
+) -> list[Table]:
+    """The tables for these numbers of symbols closing together, `closes` minutes each, and the price of the steps.
+
+    By default 300 minutes of up to 100 symbols, and 50 of more.
+    """
     latencies: list[tuple[str | float | int | None, ...]] = []
-    splits: dict[str, dict[str, float]] = {}
+    splits: list[tuple[str | float | int | None, ...]] = []
     notes = [
-        f"{closes} minutes each; windows full, SQLite in a file, in-process bus. The closing frames of a minute are "
-        "routed back to back, so all of its symbols are one batch. Milliseconds of wall time.",
-        "lively: beside it the router gets bookTicker, markPrice and kline frames at that rate.",
+        "Windows full, SQLite in a file. The closing frames of a minute are routed back to back, so all of its symbols "
+        "are one batch. Milliseconds of wall time.",
+        "lively: beside it the router gets bookTicker, markPrice and kline frames at that rate; on the first and the "
+        "last pair of servers.",
         "all: from the receipt of the first symbol's frame; the other columns from the last one's.",
     ]
-    for count in symbols:
-        for per_second in (0, TRAFFIC.get(count, count * 20)):
-            case = f"{count} symbols" + (f", lively {per_second:,}/s" if per_second else "")
-            measured = _measure_closes(count, closes, per_second, partial(_say_of, case, say))
-            window = measured.window
-            latencies.append(
-                (
-                    case,
-                    *(_rounded(window.quantile(q)) for q in (0.5, 0.99, 1.0)),
-                    _rounded(measured.from_first.quantile(0.5)),
-                    _rounded(measured.from_first.quantile(0.99)),
-                )
-            )
-            splits[case] = {name: float(np.median(values)) for name, values in measured.split.items()}
-            notes.append(f"{case}: {', '.join(f'{n:,} {status}' for status, n in measured.statuses.most_common())}.")
+    numbers = count()
+    with servers.postgres(postgres_url) as postgres, servers.redis(redis_url) as redis:
+        notes += [postgres.about, redis.about]
+        pairs = [
+            (store, bus)
+            for store in STORES
+            for bus in BUSES
+            if (store == "sqlite" or postgres.url) and (bus == "memory" or redis.url)
+        ]
+        for symbol_count in symbols:
+            minutes = closes or (300 if symbol_count <= 100 else 50)
+            for per_second in (0, TRAFFIC.get(symbol_count, symbol_count * 20)):
+                for store, bus in [pairs[0], pairs[-1]] if per_second and len(pairs) > 1 else pairs:
+                    name = f"{symbol_count} symbols" + (f", lively {per_second:,}/s" if per_second else "")
+                    case = (name, STORES[store], BUSES[bus])
+                    with ExitStack() as made:
+                        database_url = made.enter_context(servers.database(postgres)) if store == "postgresql" else None
+                        slot = f"bench-{os.getpid()}-{next(numbers)}"  # no minute may be known to Redis already
+                        if bus == "redis":
+                            made.callback(servers.delete_slot, redis.url, slot)
+                        measured = _measure_closes(
+                            symbol_count,
+                            minutes,
+                            per_second,
+                            {
+                                "database_url": database_url,
+                                "redis_url": redis.url if bus == "redis" else "memory://",
+                                "slot": slot,
+                            },
+                            partial(_say_of, ", ".join(case), say),
+                        )
+                    window, first = measured.window, measured.from_first
+                    figures = (*map(window.quantile, (0.5, 0.99, 1.0)), *map(first.quantile, (0.5, 0.99)))
+                    latencies.append((*case, minutes, *map(_rounded, figures)))
+                    medians = (float(np.median(values)) for values in measured.split.values())
+                    splits.append((*case, *map(_rounded, medians)))
+                statuses = ", ".join(f"{n:,} {status}" for status, n in measured.statuses.most_common())
+                notes.append(f"{name}, {case[1]}, {case[2]}: {statuses}.")
     return [
         Table(
             "close_to_signal_ms",
-            ("closing together", "p50", "p99", "max", "all p50", "all p99"),
+            ("closing together", "store", "bus", "minutes", "p50", "p99", "max", "all p50", "all p99"),
             latencies,
             tuple(notes),
         ),
         Table(
             "What it goes into, medians in ms",
-            ("step", *splits),
-            [(name, *(_rounded(split[name]) for split in splits.values())) for name in (*SPLIT, _ROUTING, _MARKING)],
+            ("closing together", "store", "bus", *SPLIT, _ROUTING, _MARKING),
+            splits,
             (
-                f"{_ROUTING}: all closing frames, before the first row. {_MARKING}: after the last row, not counted.",
-                "commit and outbox read hold the way to the writer's thread and back.",
+                f"{_ROUTING}: all closing frames, before features. features: from the last frame on. verdicts: with the "
+                f"rows and messages made of them. outbox: reading it. {_MARKING} what was published: not counted.",
+                "commit and outbox hold the way to the writer's thread, or to the server, and back.",
             ),
         ),
         _steps(say),
@@ -95,8 +134,8 @@ def _say_of(case: str, say: Callable[[str], None], line: str) -> None:
     say(f"{case}: {line}")
 
 
-_ROUTING = "routing the frames"
-_MARKING = "marked as published"
+_ROUTING = "routing"
+_MARKING = "marking"
 
 
 class _Measured:
@@ -124,15 +163,18 @@ class SteppedClock(SystemClock):
         return time.monotonic_ns() // 1000 + self._ahead_us
 
 
-class TimedStore(SqliteStore):
+class TimedStore:
     """A store that notes when the steps of a decision's way out began and ended, microseconds of the clock."""
 
-    def __init__(self, path: Path, clock: SteppedClock) -> None:
-        super().__init__(path)
+    def __init__(self, store: Store, clock: SteppedClock) -> None:
         self.began: dict[str, int] = {}
         self.ended: dict[str, int] = {}
         self.marked = asyncio.Event()
+        self._store = store
         self._clock = clock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
 
     async def commit_decisions(
         self,
@@ -142,46 +184,52 @@ class TimedStore(SqliteStore):
         t_commit: int,
     ) -> list[Decision]:
         self.began["commit"] = self._clock.now_us()
-        won = await super().commit_decisions(decisions, predictions, messages, t_commit)
+        won = await self._store.commit_decisions(decisions, predictions, messages, t_commit)
         self.ended["commit"] = self._clock.now_us()
         return won
 
     async def pending_messages(self, limit: int) -> list[Message]:
-        messages = await super().pending_messages(limit)
+        messages = await self._store.pending_messages(limit)
         if messages:
-            self.ended["outbox read"] = self._clock.now_us()
+            self.ended["outbox"] = self._clock.now_us()
         return messages
 
     async def mark_published(self, ids: Sequence[int], published_at: int) -> None:
         self.began["mark"] = self._clock.now_us()
-        await super().mark_published(ids, published_at)
+        await self._store.mark_published(ids, published_at)
         self.ended["mark"] = self._clock.now_us()
         self.marked.set()
 
 
-def _measure_closes(symbols: int, closes: int, per_second: int, say: Callable[[str], None]) -> _Measured:
+def _measure_closes(
+    symbols: int, closes: int, per_second: int, changes: dict[str, str | None], say: Callable[[str], None]
+) -> _Measured:
     with tempfile.TemporaryDirectory(prefix="perpline-bench-") as folder:
+        settings = load_settings(
+            None,
+            {},
+            {"data_dir": folder, **changes, "database_url": changes["database_url"] or f"sqlite:///{folder}/bench.db"},
+        )
 
         async def main(stop: asyncio.Event) -> _Measured:
-            return await _run_closes(symbols, closes, per_second, Path(folder), say)
+            return await _run_closes(symbols, closes, per_second, settings, say)
 
         return run_loop(main)
 
 
 async def _run_closes(
-    symbols: int, closes: int, per_second: int, folder: Path, say: Callable[[str], None]
+    symbols: int, closes: int, per_second: int, settings: Settings, say: Callable[[str], None]
 ) -> _Measured:
     clock = SteppedClock(FIRST_CLOSE_MS - 30_000)
     tape = Tape(symbols)
-    settings = load_settings(
-        None, {}, {"data_dir": str(folder), "database_url": f"sqlite:///{folder}/bench.db", "redis_url": "memory://"}
-    )
-    store = TimedStore(folder / "bench.db", clock)
-    await store.open()
+    store = TimedStore(open_store(settings.database_url.get_secret_value()), clock)
+    bus = open_bus(settings.redis_url.get_secret_value())
     try:
-        rest = make_rest(settings, clock)  # never asked: every close comes
+        await store.open()
+        await bus.open()
+        rest = make_rest(settings, clock, alone=True)  # never asked: every close comes
         instruments = make_instruments(tape.symbols)
-        parts = make_parts(settings, clock, store, MemoryBus(), instruments, rest, random.Random(0))
+        parts = make_parts(settings, clock, store, bus, instruments, rest, random.Random(0))
         await parts.engine.recover(parts.symbols)
         say("filling the windows")
         market = _Market(tape, FIRST_CLOSE_MS - (LiveFeatures.lookback_min + 1) * MINUTE_MS)
@@ -201,6 +249,7 @@ async def _run_closes(
         await parts.buffer.flush()
         rows = await store.decision_rows(settings.slot, 0, 2**62)
     finally:
+        await bus.close()
         await store.close()
     measured.statuses.update(str(status) for _, _, status in rows)
     if len(rows) != closes * symbols or measured.window.count != closes:
@@ -279,7 +328,7 @@ async def _close_a_minute(
         decision.t_predict,
         store.began["commit"],
         store.ended["commit"],
-        store.ended["outbox read"],
+        store.ended["outbox"],
         published_us,
     )
     for name, (began, ended) in zip(SPLIT, pairwise(stamps), strict=True):
@@ -353,11 +402,11 @@ def _steps(say: Callable[[str], None]) -> Table:
             features.add(candle)
     rows.append(("LiveFeatures.add", (time.perf_counter() - began) / (len(candles) * len(names)) * 1e6))
     model = Baseline()
-    for count in (30, 600):
-        some = names[:count]
-        rows.append((f"LiveFeatures.vectors, {count} symbols", _us(partial(features.vectors, some))))
+    for together in (30, 600):
+        some = names[:together]
+        rows.append((f"LiveFeatures.vectors, {together} symbols", _us(partial(features.vectors, some))))
         vectors = features.vectors(some).astype(np.float32)
-        rows.append((f"Baseline.predict, {count} symbols", _us(partial(model.predict, vectors))))
+        rows.append((f"Baseline.predict, {together} symbols", _us(partial(model.predict, vectors))))
     return Table(
         "Single steps",
         ("step", "µs"),

@@ -93,6 +93,11 @@ class Tape:
         self._lengths = [len(payload) for payload in payloads]
         self.wire: NDArray[np.uint8] = np.frombuffer(bytearray(b"".join(parts)), np.uint8)
         self._digits = self._find_digits(payloads)
+        self.update_id_at = [
+            start + payload.index(b'"u":') + 4 if b"@bookTicker" in payload else None
+            for start, payload in zip(self._starts, payloads, strict=True)
+        ]
+        """Where in `wire` the update id of each message begins, 14 digits; None for what is no book ticker."""
         self.mean_bytes = sum(self._lengths) / len(payloads)
 
     def turn_to(self, block: int) -> None:

@@ -6,12 +6,9 @@ import json
 import random
 import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -22,6 +19,7 @@ from msgspec import Struct, field
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 from bench.frames import BLOCK, Tape
+from bench.processes import sender
 from bench.results import Table
 from perpline.bootstrap import Parts, make_parts, make_rest, open_store
 from perpline.bus.memory import MemoryBus
@@ -156,7 +154,7 @@ def _over_a_socket(symbols: int, seconds: float, rounds: int, folder: Path, say:
 
     rates: dict[str, list[float]] = {name: [] for name in receivers}
     cpu_us: dict[str, list[float]] = {name: [] for name in receivers}
-    with _sender(symbols) as port:
+    with sender("bench.sender", symbols) as (port,):
         say(f"{symbols} symbols: finding out how many messages make a round")
         counts = {}
         for name, receive in receivers.items():
@@ -172,7 +170,7 @@ def _over_a_socket(symbols: int, seconds: float, rounds: int, folder: Path, say:
                 rates[name].append(rate)
                 cpu_us[name].append(cpu)
                 if parts is not None:
-                    _check(parts, parts.router.total - before, counts[name])
+                    check_routed(parts, parts.router.total - before, counts[name])
     base = statistics.median(rates[TYPED])
     return Table(
         f"Messages over a socket, {symbols} symbols",
@@ -190,18 +188,6 @@ def _over_a_socket(symbols: int, seconds: float, rounds: int, folder: Path, say:
         ],
         tuple(notes),
     )
-
-
-@contextmanager
-def _sender(symbols: int) -> Iterator[int]:
-    root = Path(__file__).parents[1]
-    command = [sys.executable, "-m", "bench.sender", str(symbols)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
-        try:
-            assert process.stdout is not None
-            yield int(process.stdout.readline())
-        finally:
-            process.kill()
 
 
 def _measure(receive: Receiver, port: int, messages: int) -> tuple[float, float]:
@@ -256,22 +242,27 @@ async def _receive_with_websockets(url: str) -> None:
 
 
 async def _receive_with_perpline(url: str, parts: Parts) -> None:
-    connection = Connection(
-        name="bench",
-        url=url,
-        streams=[endpoints.stream_name(symbol, kind) for symbol in parts.symbols for kind in STREAM_TYPES],
-        on_messages=parts.router.route_batch,
-        subscribe_request=endpoints.subscribe_request,
-        clock=parts.clock,
-        rng=random.Random(0),
-    )
+    connection = make_connection(url, parts, parts.router.route_batch)
     running = asyncio.create_task(connection.run())
     while not connection.losses:  # noqa: ASYNC110 - it says so to nobody, and a hook would be in the way of the figure
         await asyncio.sleep(0.002)
     running.cancel()
 
 
-def _check(parts: Parts, heard: int, sent: int) -> None:
+def make_connection(url: str, parts: Parts, on_messages: Callable[[list[bytes], int], Iterable[str]]) -> Connection:
+    """A connection with every stream of every symbol."""
+    return Connection(
+        name="bench",
+        url=url,
+        streams=[endpoints.stream_name(symbol, kind) for symbol in parts.symbols for kind in STREAM_TYPES],
+        on_messages=on_messages,
+        subscribe_request=endpoints.subscribe_request,
+        clock=parts.clock,
+        rng=random.Random(0),
+    )
+
+
+def check_routed(parts: Parts, heard: int, sent: int) -> None:
     """A fast router that lost something would be no news: everything was counted, and every cache can be read."""
     router = parts.router
     unread = [symbol for symbol in parts.symbols if parts.books.get(symbol) is None]
@@ -350,7 +341,7 @@ def _in_process(symbols: int, blocks: int, folder: Path, say: Callable[[str], No
         turn = block % len(names)  # nobody is always the first to touch the bytes
         for name in names[turn:] + names[:turn]:
             us[name].append(steps[name](payloads) / BLOCK * 1e6)
-    _check(whole, whole.router.total, blocks * BLOCK)
+    check_routed(whole, whole.router.total, blocks * BLOCK)
     base = statistics.median(us[typed])
     return Table(
         f"The same in one process, {symbols} symbols",

@@ -50,7 +50,7 @@ def workers(symbols: int, minutes: int, speed: float, say: Callable[[str], None]
                 "T → decision p50",
                 "p99",
                 "max",
-                "heard → decision p50, wall",
+                "heard → published p50, wall",
                 "p99, wall",
                 "API calls a minute",
             ),
@@ -60,7 +60,9 @@ def workers(symbols: int, minutes: int, speed: float, say: Callable[[str], None]
                 "its own SQLite file. A minute and the times from T, in ms, are market time; the columns called wall "
                 f"are not, and {speed:g} times as much in market time.",
                 "The simulated exchange sends closing frames 100 to 2000 ms after T, as the real one does: that is in "
-                "every time from T. decision: committed. API calls: klines, polls and clock together.",
+                "every time from T. decision: handed to the store. heard → published: the worker's close_to_signal_ms, "
+                "from a batch's last symbol to the bus, commit included.",
+                "API calls: klines, polls and clock together.",
             ),
         )
     ]
@@ -81,11 +83,11 @@ def _row(
     minutes = (last - first) // MINUTE_MS + 1
     if not found:
         raise RuntimeError(f"{name}: no decision in {minutes} minutes")
-    close_ms, heard_us, committed_us = np.array(found, np.int64).T
+    close_ms, heard_us, decided_us = np.array(found, np.int64).T
     offset_ms = status["clock_offset_ms"]
     heard_ms = heard_us / 1000 + offset_ms - close_ms
-    decided_ms = committed_us / 1000 + offset_ms - close_ms
-    ours_ms = (committed_us - heard_us) / 1000 / status["speed"]
+    decided_ms = decided_us / 1000 + offset_ms - close_ms
+    ours_ms = status["decisions"]["close_to_signal_ms"]
     calls = [n for minute, n in status["rest"]["requests_by_minute"].items() if first <= int(minute) < last]
     return (
         name,
@@ -93,6 +95,7 @@ def _row(
         round(len(found) / minutes / symbols, 3),
         round(float(np.median(heard_ms))),
         *(round(float(np.quantile(decided_ms, q))) for q in (0.5, 0.99, 1.0)),
-        *(round(float(np.quantile(ours_ms, q)), 2) for q in (0.5, 0.99)),
+        ours_ms["p50"],
+        ours_ms["p99"],
         round(sum(calls) / len(calls), 1) if calls else None,
     )

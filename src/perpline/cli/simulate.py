@@ -5,12 +5,22 @@ import json
 import logging
 import signal
 import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from perpline.cli.options import JsonOption, print_json, stderr
+from perpline.common.clock import SystemClock
+from perpline.common.errors import NeedsPerson
+from perpline.simulation.exchange import DAY_MS
 from perpline.simulation.faults import FAULT_NAMES, parsed
+from perpline.simulation.history import write_history
 from perpline.simulation.incidents import INCIDENT_NAMES
+from perpline.simulation.market import MINUTE_MS
 from perpline.simulation.server import SimulatedExchange
 
 
@@ -33,13 +43,32 @@ def simulate(
             f"what src/perpline/simulation/incidents.py says): {', '.join(INCIDENT_NAMES)}.",
         ),
     ] = None,
+    start: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Market time to begin at, ISO 8601 in UTC; default: now.")
+    ] = None,
+    history: Annotated[
+        int | None, typer.Option(min=1, metavar="DAYS", help="Write the past as archives to --out, and run nothing.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the archives, new or empty.")] = None,
+    end: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Where the past ends, ISO 8601 in UTC; default: with the last minute."),
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Run a Binance USDⓈ-M futures exchange, market side, on a local port.
+    """Run a Binance USDⓈ-M futures exchange, market side, on a local port; or write its past as archive files.
 
-    Prints one line of JSON when it is ready: http, ws, symbols, seed, speed, time.
+    Prints one line of JSON when it is ready: http, ws, symbols, seed, speed, time. With --history it writes files as
+    the exchange publishes them, and a server of the same seed and edge goes on where they end.
 
     Example: perpline simulate --port 9000 --symbols 30 --speed 60 --edge 2
     """
+    if history is not None:
+        _write_history(history, out, end, seed, symbols, edge, as_json)
+        return
+    if out is not None or end is not None:
+        raise typer.BadParameter("only with --history", param_hint="--out, --end")
+    anchor_ms = _milliseconds(start, "--start")
     try:
         faults = parsed(fault or [])
     except ValueError as error:
@@ -49,6 +78,7 @@ def simulate(
         seed=seed,
         symbols=symbols,
         speed=speed,
+        clock=None if anchor_ms is None else SystemClock(speed, anchor_ms=anchor_ms),
         edge_bp=edge,
         faults=faults,
         host=host,
@@ -64,6 +94,68 @@ def simulate(
         except OSError as error:
             typer.echo(f"cannot listen on {host}:{port}: {error.strerror or error}", err=True)
             raise typer.Exit(1) from error
+
+
+def _write_history(
+    days: int, out: Path | None, end: str | None, seed: int, symbols: int, edge: float, as_json: bool
+) -> None:
+    if out is None:
+        raise typer.BadParameter("--history needs --out", param_hint="--out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise NeedsPerson(f"{out} is there and not empty: archives of two worlds must not mix")
+    given_ms = _milliseconds(end, "--end")
+    end_ms = SystemClock().now_ms() if given_ms is None else given_ms
+    end_ms -= end_ms % MINUTE_MS
+    start_ms = end_ms - days * DAY_MS
+    start_ms -= start_ms % DAY_MS
+    began_s = time.monotonic()
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=stderr
+    ) as bar:
+        task = bar.add_task("symbol-months")
+        try:
+            written = write_history(
+                out,
+                seed=seed,
+                symbols=symbols,
+                start_ms=start_ms,
+                end_ms=end_ms,
+                edge_bp=edge,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--history, --end") from error
+        except OSError as error:
+            raise NeedsPerson(f"cannot write to {out}: {error.strerror or error}") from error
+    summary = {
+        "out": str(out),
+        "seed": seed,
+        "symbols": symbols,
+        "from": start_ms,
+        "to": end_ms,
+        "files": written.files,
+        "bytes": written.bytes,
+        "rows": dict(sorted(written.rows.items())),
+        "seconds": round(time.monotonic() - began_s, 1),
+    }
+    if as_json:
+        print_json(summary)
+    else:
+        rows = sum(written.rows.values())
+        typer.echo(f"{written.files} files, {rows} rows, {written.bytes >> 20} MB in {out}; {summary['seconds']} s")
+
+
+def _milliseconds(text: str | None, option: str) -> int | None:
+    """2026-11-20, 2026-11-20T13:57 or with an offset; UTC where none is given."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"no time: {text!r}; 2026-11-20T13:57 is one", param_hint=option) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return round(moment.timestamp() * 1000)
 
 
 async def _serve(exchange: SimulatedExchange) -> None:

@@ -301,10 +301,10 @@ class Exchange:
             rows.append(
                 [
                     open_ms,
-                    f"{values[0, 0]:.8f}",
-                    f"{values[:, 1].max():.8f}",
-                    f"{values[:, 2].min():.8f}",
-                    f"{values[-1, 3]:.8f}",
+                    f"{values[0, 0]:z.8f}",
+                    f"{values[:, 1].max():z.8f}",
+                    f"{values[:, 2].min():z.8f}",
+                    f"{values[-1, 3]:z.8f}",
                     "0",
                     after - 1,
                     "0",

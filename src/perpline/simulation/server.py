@@ -470,17 +470,23 @@ class _Connection:
     def put(self, frame: bytes) -> None:
         if self._is_gone:
             return
+        if self._held or self._owner._schedule.any_on(Reorder):
+            self._put_out_of_order(frame)
+        else:
+            self._frames.append(frame)
+
+    def _put_out_of_order(self, frame: bytes) -> None:
+        """Hold this frame back, or send it and those that were held back for long enough."""
         for reorder in self._mine(Reorder):
             if self._owner._rng.random() < reorder.share:
                 self._held.append([self._owner._rng.randint(1, reorder.by), frame])
                 self._owner.stats.frames["reordered"] += 1
                 return
         self._frames.append(frame)
-        if self._held:
-            for entry in self._held:
-                entry[0] -= 1
-            self._frames += [held for left, held in self._held if left <= 0]
-            self._held = [entry for entry in self._held if entry[0] > 0]
+        for entry in self._held:
+            entry[0] -= 1
+        self._frames += [held for left, held in self._held if left <= 0]
+        self._held = [entry for entry in self._held if entry[0] > 0]
 
     def flush(self) -> None:
         """Write what was collected. A transport with too much unread is cut."""

@@ -29,12 +29,11 @@ import msgspec
 from perpline.common.config import masked_url
 from perpline.common.errors import NeedsPerson, Unavailable
 from perpline.domain.candle import Candle
-from perpline.domain.messages import with_number
 from perpline.domain.signal import Decision, Message, Prediction
 from perpline.storage.archive import BATCH_ROWS, Archive, NewArchive
 from perpline.storage.migrate import migrate_postgresql, migrations
 from perpline.storage.sql import named_queries, sql_folder
-from perpline.storage.store import TABLES, Gap, Row, Table
+from perpline.storage.store import TABLES, Gap, Key, Row, Table, minute_key, outbox_row
 
 OLDEST_POSTGRES = 13
 CONNECT_TIMEOUT_S = 5.0
@@ -55,8 +54,6 @@ BOOKKEEPING = {"schema_migrations", "signal_seqs"}
 Connection = Any  # asyncpg's, which has no types
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
-Key = tuple[str, str, int]
-"""slot, symbol, close_time"""
 
 
 class PostgresStore:
@@ -321,18 +318,18 @@ class PostgresStore:
         """One transaction. `insert_new` inserts what belongs to new decisions, and so can hardly be there already."""
         async with _transaction(connection):
             seqs = await self._insert_decisions(connection, decisions, t_commit)
-            lost = {_key(decision) for decision in decisions} - seqs.keys()
+            lost = {minute_key(decision) for decision in decisions} - seqs.keys()
             for is_new, part in groupby(
-                (one for one in predictions if _key(one) not in lost), lambda one: _key(one) in seqs
+                (one for one in predictions if minute_key(one) not in lost), lambda one: minute_key(one) in seqs
             ):
                 rows = [_row(one) for one in part]
                 await (insert_new if is_new else self._insert)(connection, "predictions", _PREDICTION, rows)
             for is_new, some in groupby(
-                (one for one in messages if _key(one) not in lost), lambda one: _key(one) in seqs
+                (one for one in messages if minute_key(one) not in lost), lambda one: minute_key(one) in seqs
             ):
-                rows = [_outbox_row(one, seqs.get(_key(one))) for one in some]
+                rows = [outbox_row(one, seqs.get(minute_key(one))) for one in some]
                 await (insert_new if is_new else self._insert)(connection, "outbox", _MESSAGE, rows)
-        return [decision for decision in decisions if seqs.pop(_key(decision), None) is not None]
+        return [decision for decision in decisions if seqs.pop(minute_key(decision), None) is not None]
 
     async def _insert_decisions(
         self, connection: Connection, decisions: Sequence[Decision], t_commit: int
@@ -350,7 +347,7 @@ class PostgresStore:
             )
         }
         # Only what is not newer than a symbol's newest can be there: the usual minute looks into no partition.
-        old = [_key(one) for one in decisions if one.close_time <= last.get((one.slot, one.symbol), (0, -1))[1]]
+        old = [minute_key(one) for one in decisions if one.close_time <= last.get((one.slot, one.symbol), (0, -1))[1]]
         taken: set[Key] = set()
         if old:
             bounds = min(key[2] for key in old), max(key[2] for key in old)
@@ -359,12 +356,12 @@ class PostgresStore:
         seqs: dict[Key, int] = {}
         rows = []
         for decision in decisions:
-            if _key(decision) in taken:
+            if minute_key(decision) in taken:
                 continue
-            taken.add(_key(decision))
+            taken.add(minute_key(decision))
             seq, newest = last.get((decision.slot, decision.symbol), (0, 0))
             last[decision.slot, decision.symbol] = seq + 1, max(newest, decision.close_time)
-            seqs[_key(decision)] = seq + 1
+            seqs[minute_key(decision)] = seq + 1
             rows.append((*_row(decision), seq + 1, t_commit))
         await self._copy(connection, "signals", (*_DECISION, "seq", "t_commit"), rows)
         await self._insert(
@@ -634,13 +631,3 @@ def _row(part: Decision | Prediction) -> Row:
 def _without_nan(row: Row) -> Row:
     """To PostgreSQL NaN is a number like any other; SQLite, whose rows are to mean the same, has no such number."""
     return tuple([None if value != value else value for value in row])
-
-
-def _outbox_row(message: Message, seq: int | None) -> Row:
-    if message.kind == "signal" and seq is not None:
-        message = msgspec.structs.replace(message, payload=with_number(message.payload, "seq", seq))
-    return msgspec.structs.astuple(message)[1:]
-
-
-def _key(part: Decision | Prediction | Message) -> Key:
-    return part.slot, part.symbol, part.close_time

@@ -26,12 +26,11 @@ import msgspec
 
 from perpline.common.errors import NeedsPerson, Unavailable
 from perpline.domain.candle import Candle
-from perpline.domain.messages import with_number
 from perpline.domain.signal import Decision, Message, Prediction
 from perpline.storage.archive import Archive, columns_by_table, finish, unfinished
 from perpline.storage.migrate import migrate, migrations
 from perpline.storage.sql import named_queries
-from perpline.storage.store import TABLES, Gap, Row, Table
+from perpline.storage.store import TABLES, Gap, Key, Row, Table, minute_key, outbox_row
 
 OLDEST_SQLITE = (3, 51, 3)
 BUSY_TIMEOUT_MS = 5000
@@ -45,8 +44,6 @@ STATEMENT_ROWS = 64
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
-Key = tuple[str, str, int]
-"""slot, symbol, close_time"""
 
 
 class SqliteStore:
@@ -348,29 +345,27 @@ def _commit_decisions(
 ) -> list[Decision]:
     with _transaction(connection):
         new = _insert_decisions(connection, queries, decisions, t_commit)
-        seq = {_key(decision): number for decision, number in new}
-        lost = {_key(decision) for decision in decisions} - seq.keys()
+        seq = {minute_key(decision): number for decision, number in new}
+        lost = {minute_key(decision) for decision in decisions} - seq.keys()
         _insert(
             connection,
             "predictions",
             Prediction.__struct_fields__,
-            [msgspec.structs.astuple(prediction) for prediction in predictions if _key(prediction) not in lost],
+            [msgspec.structs.astuple(prediction) for prediction in predictions if minute_key(prediction) not in lost],
             "ON CONFLICT DO NOTHING",
         )
         _insert(
             connection,
             "outbox",
             Message.__struct_fields__[1:],
-            [_outbox_row(message, seq.get(_key(message))) for message in messages if _key(message) not in lost],
+            [
+                outbox_row(message, seq.get(minute_key(message)))
+                for message in messages
+                if minute_key(message) not in lost
+            ],
             "ON CONFLICT DO NOTHING",
         )
         return [decision for decision, _ in new]
-
-
-def _outbox_row(message: Message, seq: int | None) -> Row:
-    if message.kind == "signal" and seq is not None:
-        message = msgspec.structs.replace(message, payload=with_number(message.payload, "seq", seq))
-    return msgspec.structs.astuple(message)[1:]
 
 
 def _insert_decisions(
@@ -389,18 +384,14 @@ def _insert_decisions(
     new = []
     rows = []
     for decision in decisions:
-        if _key(decision) not in taken:
-            taken.add(_key(decision))
+        if minute_key(decision) not in taken:
+            taken.add(minute_key(decision))
             seq = last_seq[decision.slot, decision.symbol] + 1
             last_seq[decision.slot, decision.symbol] = seq
             new.append((decision, seq))
             rows.append((*msgspec.structs.astuple(decision), seq, t_commit))
     _insert(connection, "signals", (*Decision.__struct_fields__, "seq", "t_commit"), rows, "")
     return new
-
-
-def _key(part: Decision | Prediction | Message) -> Key:
-    return part.slot, part.symbol, part.close_time
 
 
 def _candles(connection: apsw.Connection, interval: str, where: str, values: Row) -> list[Candle]:

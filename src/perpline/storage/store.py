@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from msgspec import Struct
-from msgspec.structs import astuple
+from msgspec.structs import astuple, replace
 
 from perpline.domain.candle import Candle
+from perpline.domain.messages import with_number
 from perpline.domain.signal import Decision, Message, Prediction
 
 Row = tuple[Any, ...]
+Key = tuple[str, str, int]
+"""slot, symbol, close_time"""
 
 
 class Gap(Struct, frozen=True, kw_only=True):
@@ -129,6 +132,18 @@ TABLES: dict[str, Table] = {
 def candle_row(candle: Candle) -> Row:
     """The candle as a row of its table, candles_<interval>."""
     return astuple(candle)[1:-1]
+
+
+def minute_key(part: Decision | Prediction | Message) -> Key:
+    """What decides who won: a message and a prediction belong to the decision with the same key."""
+    return part.slot, part.symbol, part.close_time
+
+
+def outbox_row(message: Message, seq: int | None) -> Row:
+    """The message as a row of `outbox`, but its id; a signal with the seq of its decision, if that is new."""
+    if message.kind == "signal" and seq is not None:
+        message = replace(message, payload=with_number(message.payload, "seq", seq))
+    return astuple(message)[1:]
 
 
 class Store(Protocol):
