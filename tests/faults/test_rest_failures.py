@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import get_args
 
+from perpline.simulation.faults import Faults
 from perpline.simulation.incidents import RestFault, RestKind
 from perpline.simulation.server import SimulatedExchange
-from running import trouble
+from running import LENGTHS, Database, next_close, simulated, trouble, true_candles, working
 
 LIMITS = ("429", "418")
 
@@ -36,6 +37,31 @@ async def test_rest_that_is_away_for_minutes_costs_no_candle_in_the_end(tmp_path
 
     assert after.gaps() != []
     assert after.gaps(open_only=True) == []
+
+
+async def test_what_is_missing_in_the_end_is_exactly_what_the_open_gaps_say(tmp_path: Path) -> None:
+    """With gap_repair = "retrain" candles that are in no window any more are left to training."""
+    faults = Faults(seed=7, missing_close_share=0.8)
+    async with simulated(faults=faults) as exchange, working(exchange, tmp_path) as worker:
+        await worker.until_ready()
+        exchange.happens(RestFault(kind="503b", for_s=150))
+        until = next_close(exchange.clock.now_ms(), 5)
+        database = Database(tmp_path)
+        await worker.until(lambda: database.decided_until(until, len(exchange.symbols)))
+        await worker.stop()
+
+        for interval, length in LENGTHS.items():
+            rows = database.candles(interval, until - until % length)
+            since = {symbol: open_time for symbol, open_time, *_ in reversed(rows)}
+            truth = true_candles(exchange, interval, since, until - until % length)
+            gaps = database.rows(
+                "SELECT symbol, from_time, to_time FROM gaps WHERE series = ? AND repaired_at IS NULL",
+                f"candles_{interval}",
+            )
+            said = sorted((symbol, at) for symbol, start, end in gaps for at in range(start, end, length))
+            assert set(rows) <= set(truth)
+            assert [row[:2] for row in sorted(set(truth) - set(rows))] == said
+        assert said != [], "the hour was meant to close meanwhile"
 
 
 async def test_a_wall_that_refuses_everything_for_a_while_is_waited_out(tmp_path: Path) -> None:

@@ -28,8 +28,37 @@ DatabaseOption = Annotated[
 RedisOption = Annotated[
     str | None, typer.Option("--redis", help="Where messages go: memory:// or redis://…", show_default=False)
 ]
+SymbolsOption = Annotated[
+    str | None, typer.Option("--symbols", help='Symbols: "BTCUSDT,ETHUSDT" or "top:30".', show_default=False)
+]
+NetworkOption = Annotated[str | None, typer.Option("--network", help="mainnet, testnet or custom.", show_default=False)]
+WsUrlOption = Annotated[
+    str | None, typer.Option("--ws-url", help="Base URL of the streams (network custom).", show_default=False)
+]
+RestUrlOption = Annotated[
+    str | None, typer.Option("--rest-url", help="Base URL of REST (network custom).", show_default=False)
+]
+SpeedOption = Annotated[
+    float | None, typer.Option("--speed", help="Speed of market time, for the simulated exchange.", show_default=False)
+]
+DurationOption = Annotated[
+    float | None, typer.Option("--duration", help="Stop after so many wall seconds.", min=0.0, show_default=False)
+]
 
 stderr = Console(stderr=True)
+
+
+def exchange_settings(
+    symbols: str | None, network: str | None, ws_url: str | None, rest_url: str | None, speed: float | None
+) -> dict[str, object]:
+    """The settings that these options stand for; an address of one's own means network custom."""
+    return {
+        "symbols": symbols,
+        "network": "custom" if network is None and (ws_url or rest_url) else network,
+        "binance_futures_ws_url": ws_url,
+        "binance_futures_rest_url": rest_url,
+        "clock_speed": speed,
+    }
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -10,7 +10,20 @@ from typing import Annotated, Any
 import typer
 
 from perpline.bootstrap import choose_instruments, make_clock, make_recording_connections, make_rest
-from perpline.cli.options import ConfigOption, JsonOption, print_json, run_loop, stderr
+from perpline.cli.options import (
+    ConfigOption,
+    DurationOption,
+    JsonOption,
+    NetworkOption,
+    RestUrlOption,
+    SpeedOption,
+    SymbolsOption,
+    WsUrlOption,
+    exchange_settings,
+    print_json,
+    run_loop,
+    stderr,
+)
 from perpline.collector.recorder import FrameWriter
 from perpline.common.config import load_settings
 from perpline.common.telemetry import configure_logging
@@ -18,20 +31,12 @@ from perpline.common.telemetry import configure_logging
 
 def record(
     out: Annotated[Path, typer.Option("--out", help="Name of the files: NAME.000.zst, NAME.001.zst, …")],
-    symbols: Annotated[
-        str | None, typer.Option(help='Symbols: "BTCUSDT,ETHUSDT" or "top:30".', show_default=False)
-    ] = None,
-    network: Annotated[str | None, typer.Option(help="mainnet, testnet or custom.", show_default=False)] = None,
-    ws_url: Annotated[
-        str | None, typer.Option(help="Base URL of the streams (network custom).", show_default=False)
-    ] = None,
-    rest_url: Annotated[str | None, typer.Option(help="Base URL of REST (network custom).", show_default=False)] = None,
-    speed: Annotated[
-        float | None, typer.Option(help="Speed of market time, for the simulated exchange.", show_default=False)
-    ] = None,
-    duration: Annotated[
-        float | None, typer.Option(help="Stop after so many wall seconds.", min=0.0, show_default=False)
-    ] = None,
+    symbols: SymbolsOption = None,
+    network: NetworkOption = None,
+    ws_url: WsUrlOption = None,
+    rest_url: RestUrlOption = None,
+    speed: SpeedOption = None,
+    duration: DurationOption = None,
     file_mb: Annotated[
         int | None, typer.Option(help="Size of a file before the next is begun.", min=1, show_default=False)
     ] = None,
@@ -49,11 +54,7 @@ def record(
         config,
         os.environ,
         {
-            "symbols": symbols,
-            "network": "custom" if network is None and (ws_url or rest_url) else network,
-            "binance_futures_ws_url": ws_url,
-            "binance_futures_rest_url": rest_url,
-            "clock_speed": speed,
+            **exchange_settings(symbols, network, ws_url, rest_url, speed),
             "record_file_mb": file_mb,
             "record_files": files,
         },

@@ -9,7 +9,21 @@ from typing import Annotated, Any
 
 import typer
 
-from perpline.cli.options import ConfigOption, DatabaseOption, JsonOption, RedisOption, print_json, run_loop
+from perpline.cli.options import (
+    ConfigOption,
+    DatabaseOption,
+    DurationOption,
+    JsonOption,
+    NetworkOption,
+    RedisOption,
+    RestUrlOption,
+    SpeedOption,
+    SymbolsOption,
+    WsUrlOption,
+    exchange_settings,
+    print_json,
+    run_loop,
+)
 from perpline.common.config import load_settings
 from perpline.common.telemetry import configure_logging
 from perpline.realtime_worker import run_rest
@@ -20,26 +34,18 @@ def run(
     rest: Annotated[
         bool, typer.Option("--rest", help="Feed the worker by REST every 5 s instead of WebSocket.")
     ] = False,
-    symbols: Annotated[
-        str | None, typer.Option(help='Symbols: "BTCUSDT,ETHUSDT" or "top:30".', show_default=False)
-    ] = None,
-    network: Annotated[str | None, typer.Option(help="mainnet, testnet or custom.", show_default=False)] = None,
-    ws_url: Annotated[
-        str | None, typer.Option(help="Base URL of the streams (network custom).", show_default=False)
-    ] = None,
-    rest_url: Annotated[str | None, typer.Option(help="Base URL of REST (network custom).", show_default=False)] = None,
+    symbols: SymbolsOption = None,
+    network: NetworkOption = None,
+    ws_url: WsUrlOption = None,
+    rest_url: RestUrlOption = None,
     database: DatabaseOption = None,
     redis: RedisOption = None,
     record: Annotated[
         Path | None, typer.Option(help="Also write every raw frame to this file (zstd, rotated).", show_default=False)
     ] = None,
     status_port: Annotated[int | None, typer.Option(help="Port of the worker's endpoint.", show_default=False)] = None,
-    speed: Annotated[
-        float | None, typer.Option(help="Speed of market time, for the simulated exchange.", show_default=False)
-    ] = None,
-    duration: Annotated[
-        float | None, typer.Option(help="Stop after so many wall seconds.", min=0.0, show_default=False)
-    ] = None,
+    speed: SpeedOption = None,
+    duration: DurationOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,15 +57,11 @@ def run(
         config,
         os.environ,
         {
-            "symbols": symbols,
-            "network": "custom" if network is None and (ws_url or rest_url) else network,
-            "binance_futures_ws_url": ws_url,
-            "binance_futures_rest_url": rest_url,
+            **exchange_settings(symbols, network, ws_url, rest_url, speed),
             "database_url": database,
             "redis_url": redis,
             "record": record,
             "status_port": status_port,
-            "clock_speed": speed,
         },
     )
     configure_logging(settings.log_level, settings.log_format, sys.stderr)
