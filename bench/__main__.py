@@ -1,7 +1,7 @@
 """`python -m bench NAME` (`./run bench NAME`): a benchmark, its table, and with --write its part of RESULTS.md."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -119,7 +119,7 @@ def workers(
 @app.command()
 def start(
     symbols: SymbolsOption = DEFAULT_SYMBOLS,
-    limit: Annotated[float, typer.Option("--limit", min=1, help="Seconds after which a start is given up.")] = 180.0,
+    limit: Annotated[float, typer.Option("--limit", min=1, help="Seconds to wait for every stream.")] = 45.0,
     as_json_line: JsonOption = False,
     to_file: WriteOption = False,
     results: ResultsOption = RESULTS,
@@ -143,7 +143,7 @@ def everything(to_file: WriteOption = False, results: ResultsOption = RESULTS) -
 
 def _run(
     name: str,
-    parts: list[Callable[[Callable[[str], None]], list[Table]]],
+    parts: Sequence[Callable[[Callable[[str], None]], list[Table]]],
     as_json_line: bool,
     to_file: bool,
     results: Path,

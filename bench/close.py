@@ -89,7 +89,7 @@ def close(
                     with ExitStack() as made:
                         database_url = made.enter_context(servers.database(postgres)) if store == "postgresql" else None
                         slot = f"bench-{os.getpid()}-{next(numbers)}"  # no minute may be known to Redis already
-                        if bus == "redis":
+                        if bus == "redis" and redis.url:
                             made.callback(servers.delete_slot, redis.url, slot)
                         measured = _measure_closes(
                             symbol_count,
@@ -108,7 +108,7 @@ def close(
                     medians = (float(np.median(values)) for values in measured.split.values())
                     splits.append((*case, *map(_rounded, medians)))
                 statuses = ", ".join(f"{n:,} {status}" for status, n in measured.statuses.most_common())
-                notes.append(f"{name}, {case[1]}, {case[2]}: {statuses}.")
+                notes.append(f"{name} ({case[1]}, {case[2]}): {statuses}.")
     return [
         Table(
             "close_to_signal_ms",
@@ -121,8 +121,8 @@ def close(
             ("closing together", "store", "bus", *SPLIT, _ROUTING, _MARKING),
             splits,
             (
-                f"{_ROUTING}: all closing frames, before features. features: from the last frame on. verdicts: with the "
-                f"rows and messages made of them. outbox: reading it. {_MARKING} what was published: not counted.",
+                f"{_ROUTING}: all closing frames, before features. features: from the last frame on. verdicts: with "
+                f"the rows and messages made of them. outbox: reading it. {_MARKING} as published: not counted.",
                 "commit and outbox hold the way to the writer's thread, or to the server, and back.",
             ),
         ),

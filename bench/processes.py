@@ -7,10 +7,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from perpline.domain.candle import MINUTE_MS, last_boundary
+from perpline.endpoint import token_file
 
 ROOT = Path(__file__).parents[1]
 START_LIMIT_S = 120.0
@@ -80,13 +83,43 @@ class Worker:
 
     def wait_ready(self, limit_s: float = START_LIMIT_S) -> float:
         """Seconds from the start of the process until the worker said it was ready. Raises NotReady."""
-        while b'"worker_ready"' not in self._log.read_bytes():
+        return self._wait(lambda: self._said("worker_ready") is not None, 0.01, limit_s, "ready")
+
+    def wait_windows(self, limit_s: float = START_LIMIT_S) -> float:
+        """Seconds from the start of the process until the newest closed 1m candle of every symbol was known, and with
+        it, for candles come in order, every window full. Raises NotReady."""
+        return self._wait(self._has_windows, 0.1, limit_s, "done with its windows")
+
+    def _has_windows(self) -> bool:
+        started = self._said("worker_started")
+        if started is None:
+            return False
+        access = json.loads(token_file(self.database.parent, started["port"]).read_text())
+        request = urllib.request.Request(
+            f"{access['url']}/status", headers={"Authorization": f"Bearer {access['token']}"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            status = json.load(answer)
+        newest = last_boundary(status["now"]) - MINUTE_MS
+        candles = [symbol["last_candle"] for symbol in status["symbols"].values()]
+        return all(candle is not None and candle["open_time"] >= newest for candle in candles)
+
+    def _wait(self, condition: Callable[[], bool], pause_s: float, limit_s: float, what: str) -> float:
+        while not condition():
             if self._process.poll() is not None:
                 raise NotReady(f"the worker ended: {_tail(self._log)}")
             if time.monotonic() - self._began_s > limit_s:
-                raise NotReady(f"the worker was not ready after {limit_s:.0f} s: {_tail(self._log)}")
-            time.sleep(0.01)
+                raise NotReady(f"the worker was not {what} after {limit_s:.0f} s: {_tail(self._log)}")
+            time.sleep(pause_s)
         return time.monotonic() - self._began_s
+
+    def _said(self, event: str) -> dict[str, Any] | None:
+        """The line of its log with this event."""
+        for line in self._log.read_bytes().splitlines():
+            if b'"%s"' % event.encode() in line and line.endswith(b"}"):
+                found: dict[str, Any] = json.loads(line)
+                return found
+        return None
 
     def memory_mb(self) -> tuple[float | None, float | None]:
         """Resident memory now and at its peak; None where the system has no /proc."""

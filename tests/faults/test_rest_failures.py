@@ -41,11 +41,11 @@ async def test_rest_that_is_away_for_minutes_costs_no_candle_in_the_end(tmp_path
 
 async def test_what_is_missing_in_the_end_is_exactly_what_the_open_gaps_say(tmp_path: Path) -> None:
     """With gap_repair = "retrain" candles that are in no window any more are left to training."""
-    faults = Faults(seed=7, missing_close_share=0.8)
+    faults = Faults(seed=7, missing_close_share=1.0)
     async with simulated(faults=faults) as exchange, working(exchange, tmp_path) as worker:
         await worker.until_ready()
-        exchange.happens(RestFault(kind="503b", for_s=150))
-        until = next_close(exchange.clock.now_ms(), 5)
+        exchange.happens(RestFault(kind="503b", for_s=300))
+        until = next_close(exchange.clock.now_ms(), 6)
         database = Database(tmp_path)
         await worker.until(lambda: database.decided_until(until, len(exchange.symbols)))
         await worker.stop()

@@ -9,7 +9,7 @@ from perpline.simulation.server import SimulatedExchange
 from running import trouble
 
 
-@pytest.mark.parametrize("route", ["all", "market", "public"])
+@pytest.mark.parametrize("route", ["all", "market"])
 async def test_a_silent_connection_is_left_and_costs_no_candle_and_no_decision(tmp_path: Path, route: str) -> None:
     after = await trouble(tmp_path, lambda exchange: exchange.happens(Silence(route=route)), silence_limit_s=0.8)
 

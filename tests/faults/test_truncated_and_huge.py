@@ -27,11 +27,11 @@ async def test_a_large_frame_is_passed_over_and_a_huge_one_ends_the_connection(t
 
 async def test_a_connection_cut_in_the_middle_of_a_frame_costs_nothing(tmp_path: Path) -> None:
     def cut(exchange: SimulatedExchange) -> None:
-        for at_s in (0, 70, 140):
+        for at_s in (0, 90):
             exchange.happens(Disconnect(mid_frame=True, at_s=at_s))
 
     after = await trouble(tmp_path, cut)
 
-    assert sum(entry["losses"] for entry in after.status["connections"]) >= 4
+    assert sum(entry["losses"] for entry in after.status["connections"]) >= 3
     assert after.status["messages"]["malformed"] == 0
     assert after.gaps(open_only=True) == []

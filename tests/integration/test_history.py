@@ -228,7 +228,8 @@ def test_a_column_is_plain_decimal_text(values: list[int], decimals: int) -> Non
         digits = str(abs(value)).rjust(decimals + 1, "0")
         whole = digits[: len(digits) - decimals] + ("." + digits[len(digits) - decimals :] if decimals else "")
         expected.append(f"{'-' if value < 0 else ''}{whole},0\n".encode())
-    assert told == expected
+    assert told.text == b"".join(expected)
+    assert [told.part(at, at + 1).text for at in range(len(values))] == expected
 
 
 @given(st.lists(st.floats(-1.0, 1e6, allow_nan=False), min_size=1, max_size=50))

@@ -185,12 +185,12 @@ async def test_a_minute_without_trades_closes_flat_and_can_be_left_out():
             empty = next(minute for minute in range(10, 400) if rows[minute, 6] == 0)
             target = (START // 60_000 + empty) * 60_000
         # Early enough for a busy machine: the exchange takes a second to start, five minutes here.
-        async with running(speed=300.0, start_ms=target - 600_000, symbols=29, faults=Faults(no_empty_close=quiet)) as exchange:
+        async with running(
+            speed=300.0, start_ms=target - 600_000, symbols=29, faults=Faults(no_empty_close=quiet)
+        ) as exchange:
             symbol = exchange.symbols[index]
             async with listening(exchange, "/market/ws", f"{symbol.lower()}@kline_1m") as ws:
-                payloads = await _collect(
-                    ws, lambda got, target=target: any(k["t"] > target for k in _closed(got))
-                )
+                payloads = await _collect(ws, lambda got, target=target: any(k["t"] > target for k in _closed(got)))
         closed = {k["t"]: k for k in _closed(payloads)}
         if quiet:
             assert target not in closed

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.close import close
 from bench.frames import BLOCK, MIX, Tape
+from bench.latency import latency
 from bench.results import Table, write
 from bench.route import decode_plain, route
+from bench.start import start
+from bench.workers import workers
+from redis import Redis
 
 from perpline.domain.candle import KlineUpdate
 from perpline.domain.market import BookTicker, MarkPrice
@@ -19,6 +24,7 @@ from perpline.exchange.binance.decode import FieldWatch, decode
 ROOT = Path(__file__).parents[2]
 TINY_ROUTE = ("route", "--symbols", "3", "--seconds", "0.01", "--rounds", "1")
 TINY_CLOSE = ("close", "--symbols", "3", "--closes", "1")
+SPLIT = ("features", "model", "verdicts", "commit", "outbox", "publish")
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -35,7 +41,7 @@ def last_line(*arguments: str) -> dict[str, Any]:
 
 
 def test_without_a_name_the_benchmarks_are_listed() -> None:
-    assert {"route", "close", "all"} <= set(bench("--help").stdout.split())
+    assert {"route", "latency", "close", "workers", "start", "all"} <= set(bench("--help").stdout.split())
 
 
 def test_an_unknown_benchmark_is_wrong_usage() -> None:
@@ -47,11 +53,12 @@ def test_route_measures_perpline_beside_the_others() -> None:
 
     over_socket, in_process = found["tables"]
     receivers = [row["receiver"] for row in over_socket["rows"]]
-    assert receivers[:4] == [
+    assert receivers[:5] == [
         "bytes read, thrown away",
         "picows, empty callback",
         "picows + msgspec typed",
-        "perpline: decode, route, cache",
+        "perpline, book tickers kept as bytes until read",
+        "perpline, every frame decoded (book_minutes)",
     ]
     assert ("websockets + json" in receivers) == (importlib.util.find_spec("websockets") is not None)
     assert over_socket["rows"][2]["of typed"] == 1
@@ -64,29 +71,80 @@ def test_route_says_so_where_websockets_is_absent(monkeypatch: pytest.MonkeyPatc
 
     over_socket, _ = route(3, 0.01, 1, lambda line: None)
 
-    assert len(over_socket.rows) == 4
+    assert len(over_socket.rows) == 5
     assert any("not installed" in note for note in over_socket.notes)
 
 
-def test_close_measures_every_case_and_its_split_adds_up() -> None:
-    found = last_line(*TINY_CLOSE, "--json")
+def test_close_measures_every_case_and_its_split_adds_up(postgres_url: str, redis_url: str) -> None:
+    found = last_line(*TINY_CLOSE, "--postgres", postgres_url, "--redis", redis_url, "--json")
 
     latencies, split, steps = found["tables"]
-    cases = ["3 symbols", "3 symbols, lively 60/s"]
-    assert [row["closing together"] for row in latencies["rows"]] == cases
+    quiet, lively = "3 symbols", "3 symbols, lively 60/s"
+    pairs = [("SQLite", "memory"), ("SQLite", "Redis"), ("PostgreSQL", "memory"), ("PostgreSQL", "Redis")]
+    cases = [(quiet, *pair) for pair in pairs] + [(lively, *pairs[0]), (lively, *pairs[3])]
+    assert [(row["closing together"], row["store"], row["bus"]) for row in latencies["rows"]] == cases
     assert all(0 < row["p50"] <= row["p99"] <= row["max"] <= row["all p99"] for row in latencies["rows"])
-    assert [row["step"] for row in split["rows"]][:5] == [
-        "last frame → features",
-        "model",
-        "verdicts, rows, messages",
-        "commit",
-        "outbox read",
-    ]
-    assert all(row[case] >= 0 for row in split["rows"] for case in cases)
-    for latency, case in zip(latencies["rows"], cases, strict=True):
+    for latency_row, row in zip(latencies["rows"], split["rows"], strict=True):
+        assert all(row[step] >= 0 for step in (*SPLIT, "routing", "marking"))
         # Up to the bus: what the engine's own figure has more, or less, is a few instructions before and after.
-        assert sum(row[case] for row in split["rows"][:6]) == pytest.approx(latency["p50"], rel=0.2, abs=2.0)
+        assert sum(row[step] for step in SPLIT) == pytest.approx(latency_row["p50"], rel=0.2, abs=2.0)
     assert all(row["µs"] > 0 for row in steps["rows"])
+    with Redis.from_url(redis_url, decode_responses=True) as client:
+        assert list(client.scan_iter("*:bench-*")) == []  # the servers named are left as they were
+
+
+def test_close_says_which_servers_are_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    for launcher in ("postgres_server", "valkey_server"):
+        monkeypatch.setitem(sys.modules, launcher, None)
+
+    latencies, *_ = close([3], 1, None, None, lambda line: None)
+
+    assert {row[1:3] for row in latencies.rows} == {("SQLite", "memory")}
+    assert [note.split(" (")[0] for note in latencies.notes if "not measured" in note] == [
+        "PostgreSQL: not measured",
+        "Redis: not measured",
+    ]
+
+
+def test_latency_measures_both_ways_of_keeping_books_at_each_rate() -> None:
+    [table] = latency(3, [1000, 4000], 0.1, 2, lambda line: None)
+
+    ways = ["kept as bytes", "every frame decoded"]
+    assert [row[:2] for row in table.rows] == [(way, rate) for rate in (1.0, 4.0) for way in ways]
+    for _, _, reached, p50, p99, p999, most, cpu_us, reads in table.rows:
+        assert 0 < p50 <= p99 <= p999 <= most
+        assert reached > 0
+        assert cpu_us > 0
+        assert reads > 0
+
+
+def test_latency_says_which_rates_were_not_held() -> None:
+    [table] = latency(3, [10_000_000], 0.005, 1, lambda line: None)
+
+    assert [note for note in table.notes if "NOT held" in note] == [
+        "kept as bytes, 10000 k/s: the rate was NOT held.",
+        "every frame decoded, 10000 k/s: the rate was NOT held.",
+    ]
+
+
+def test_workers_compares_both_in_one_run() -> None:
+    [table] = workers(2, 1, 60.0, lambda line: None)
+
+    assert [row[0] for row in table.rows] == ["WebSocket", "REST every 5 s"]
+    for _, decisions, of_a_symbol, heard, p50, p99, most, *ours, _ in table.rows:
+        assert (decisions, of_a_symbol) == (2.0, 1.0)
+        assert 0 < heard <= p50 <= p99 <= most
+        assert all(figure > 0 for figure in ours)
+
+
+def test_start_measures_a_cold_and_a_warm_store() -> None:
+    [table] = start([2], 1.0, lambda line: None)
+
+    assert [row[:2] for row in table.rows] == [(2, "cold"), (2, "warm")]
+    for _, _, windows_s, _, requests, now_mb, peak_mb in table.rows:
+        assert windows_s > 0
+        assert requests > 0
+        assert now_mb is None or 0 < now_mb <= peak_mb
 
 
 def test_a_table_is_printed_and_written(tmp_path: Path) -> None:

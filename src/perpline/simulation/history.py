@@ -149,16 +149,19 @@ class Archive:
             else:
                 for day in range(0, count, 1440):
                     day_ms = start_ms + day * MINUTE_MS
-                    self._put("daily", name, symbol, "1m", day_ms, KLINE_HEADER, rows[day : day + 1440])
+                    self._put("daily", name, symbol, "1m", day_ms, KLINE_HEADER, rows.part(day, day + 1440))
+        labels, metrics = self._metrics(index, start_ms, end_ms)
         for day_ms in range(start_ms, end_ms, DAY_MS):
-            metrics = self._metrics(index, day_ms, min(end_ms, day_ms + DAY_MS), end_ms)
-            self._put("daily", "metrics", symbol, "", day_ms, METRICS_HEADER, metrics)
+            first, last = np.searchsorted(labels, [day_ms, day_ms + DAY_MS])
+            if first < last:
+                part = Lines.of(metrics[first:last])
+                self._put("daily", "metrics", symbol, "", day_ms, METRICS_HEADER, part)
         funding = self._exchange.funding(index, start_ms, end_ms - 1, 1_000_000, latest=False)
         hours = self._exchange.instruments[index].funding_interval_hours
         rates = [f"{row['fundingTime']},{hours},{row['fundingRate']}\n".encode() for row in funding]
-        self._put("monthly", "fundingRate", symbol, "", start_ms, FUNDING_HEADER, rates)
+        self._put("monthly", "fundingRate", symbol, "", start_ms, FUNDING_HEADER, Lines.of(rates))
 
-    def _klines(self, index: int, start_ms: int, rows: Ints) -> list[bytes]:
+    def _klines(self, index: int, start_ms: int, rows: Ints) -> "Lines":
         own = self._exchange.instruments[index]
         price, quantity = own.price_decimals, own.quantity_decimals
         opens = start_ms + np.arange(len(rows)) * MINUTE_MS
@@ -176,18 +179,20 @@ class Archive:
             ]
         )
 
-    def _metrics(self, index: int, start_ms: int, to_ms: int, end_ms: int) -> list[bytes]:
-        """Rows with labels in [start, to) whose five minutes are over by `end_ms`."""
-        labels = np.arange(start_ms, to_ms, FIVE_MINUTES_MS)
+    def _metrics(self, index: int, start_ms: int, end_ms: int) -> tuple[Ints, list[bytes]]:
+        """Labels in [start, end) whose five minutes are over at the end, and their rows."""
+        labels = np.arange(start_ms, end_ms, FIVE_MINUTES_MS)
         ends = labels + np.where(labels >= LABELS_CHANGE_MS, FIVE_MINUTES_MS, 0)
-        ends = ends[ends <= end_ms]
+        labels, ends = labels[ends <= end_ms], ends[ends <= end_ms]
         if not len(ends):
-            return []
+            return labels, []
         world, own = self._world, self._exchange.instruments[index]
         first, last = int(ends[0]) // MINUTE_MS, int(ends[-1]) // MINUTE_MS
         counts = world.open_interest(index, ends)
-        marks = world.mark_minutes(index, first, last - first + 1)[::5, 0, 0]
-        flow = world.minutes(index, first - 5, last - first + 5).reshape(-1, 5, 11).sum(axis=1)
+        at = (ends - ends[0]) // MINUTE_MS
+        marks = world.mark_minutes(index, first, last - first + 1)[at, 0, 0]
+        minutes = np.cumsum(world.minutes(index, first - 5, last - first + 5), axis=0)
+        flow = minutes[at + 4] - np.where(at[:, None] > 0, minutes[at - 1], 0)
         bought, sold = flow[:, BUY_VOLUME], flow[:, VOLUME] - flow[:, BUY_VOLUME]
         ratios = []
         for name in ("top_account", "top_position", "global_account"):
@@ -195,7 +200,7 @@ class Archive:
             shares = [round(share, 4) for share in world.long_shares(index, name, ends).tolist()]
             ratios.append([share / round(1.0 - share, 4) for share in shares])
         taker = np.where(sold > 0, bought / np.maximum(sold, 1), 0.0).tolist()
-        return [
+        return labels, [
             (
                 f"{datetime.fromtimestamp(label // 1000, UTC):%Y-%m-%d %H:%M:%S},{own.symbol},"
                 f"{decimal_text(count * 10 ** (8 - own.quantity_decimals), 8)},"
@@ -203,12 +208,12 @@ class Archive:
                 f"{account:.8f},{position:.8f},{everyone:.8f},{flows:.8f}\n"
             ).encode()
             for label, count, mark, account, position, everyone, flows in zip(
-                labels[: len(ends)].tolist(), counts.tolist(), marks.tolist(), *ratios, taker, strict=True
+                labels.tolist(), counts.tolist(), marks.tolist(), *ratios, taker, strict=True
             )
         ]
 
     def _put(
-        self, cadence: str, series: str, symbol: str, interval: str, time_ms: int, header: str, rows: Sequence[bytes]
+        self, cadence: str, series: str, symbol: str, interval: str, time_ms: int, header: str, rows: "Lines"
     ) -> None:
         when = f"{datetime.fromtimestamp(time_ms // 1000, UTC):{'%Y-%m' if cadence == 'monthly' else '%Y-%m-%d'}}"
         name = f"{symbol}-{interval or series}-{when}"
@@ -219,16 +224,34 @@ class Archive:
             # The date inside is fixed: the same seed gives the same bytes.
             entry = zipfile.ZipInfo(f"{name}.csv", (2022, 1, 1, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, header.encode() + b"\n" + b"".join(rows), compresslevel=1)
+            archive.writestr(entry, header.encode() + b"\n" + rows.text, compresslevel=1)
         content = path.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         (folder / f"{name}.zip.CHECKSUM").write_text(f"{digest}  {name}.zip\n", encoding="ascii")
         self.written.files += 1
         self.written.bytes += len(content)
-        self.written.rows[series] += len(rows)
+        self.written.rows[series] += len(rows.ends)
 
 
-def lines(columns: Sequence[tuple[Ints, int]]) -> list[bytes]:
+@dataclass(frozen=True)
+class Lines:
+    """Text of many lines, and where each ends."""
+
+    text: bytes
+    ends: Ints
+
+    @staticmethod
+    def of(rows: Sequence[bytes]) -> "Lines":
+        return Lines(b"".join(rows), np.cumsum([len(row) for row in rows], dtype=np.int64))
+
+    def part(self, first: int, last: int) -> "Lines":
+        """Lines first..last-1, as many of them as there are."""
+        start = int(self.ends[first - 1]) if first else 0
+        ends = self.ends[first:last]
+        return Lines(self.text[start : int(ends[-1])], ends - start)
+
+
+def lines(columns: Sequence[tuple[Ints, int]]) -> Lines:
     """CSV lines of integers, each column shown as units of 10**-decimals: (n values, decimals) each.
 
     All digits of all rows are made at once, four by four, in a matrix with a blank (0) wherever a shorter number has
@@ -241,9 +264,7 @@ def lines(columns: Sequence[tuple[Ints, int]]) -> list[bytes]:
     parts[-1][:] = ord("\n")
     matrix = np.hstack(parts)
     shown = matrix != 0
-    text = matrix[shown].tobytes()
-    ends = np.cumsum(shown.sum(axis=1)).tolist()
-    return [text[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return Lines(matrix[shown].tobytes(), np.cumsum(shown.sum(axis=1)))
 
 
 def _digits(values: Ints, decimals: int) -> list[NDArray[np.uint8]]:
@@ -265,7 +286,7 @@ def _digits(values: Ints, decimals: int) -> list[NDArray[np.uint8]]:
     return parts
 
 
-def _price_klines(start_ms: int, values: Floats, samples: int) -> list[bytes]:
+def _price_klines(start_ms: int, values: Floats, samples: int) -> Lines:
     """Rows of open, high, low, close (n, 4) with eight decimals."""
     opens = start_ms + np.arange(len(values)) * MINUTE_MS
     nothing = (np.zeros(len(values), np.int64), 0)
