@@ -103,7 +103,7 @@ def close(
 @app.command()
 def workers(
     symbols: Annotated[int, typer.Option("--symbols", min=1, max=600)] = 30,
-    minutes: Annotated[int, typer.Option("--minutes", min=1, help="Closes that are counted.")] = 8,
+    minutes: Annotated[int, typer.Option("--minutes", min=1, help="Closes that are counted.")] = 6,
     speed: Annotated[float, typer.Option("--speed", min=0.1, max=60, help="Speed of market time; 1 is real.")] = 8.0,
     as_json_line: JsonOption = False,
     to_file: WriteOption = False,
@@ -119,7 +119,7 @@ def workers(
 @app.command()
 def start(
     symbols: SymbolsOption = DEFAULT_SYMBOLS,
-    limit: Annotated[float, typer.Option("--limit", min=1, help="Seconds to wait for every stream.")] = 45.0,
+    limit: Annotated[float, typer.Option("--limit", min=1, help="Seconds to wait for every stream.")] = 20.0,
     as_json_line: JsonOption = False,
     to_file: WriteOption = False,
     results: ResultsOption = RESULTS,

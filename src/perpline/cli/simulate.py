@@ -19,7 +19,7 @@ from perpline.common.errors import NeedsPerson
 from perpline.simulation.exchange import DAY_MS
 from perpline.simulation.faults import FAULT_NAMES, parsed
 from perpline.simulation.history import write_history
-from perpline.simulation.incidents import INCIDENT_NAMES
+from perpline.simulation.incidents import spelled
 from perpline.simulation.market import MINUTE_MS
 from perpline.simulation.server import SimulatedExchange
 
@@ -39,8 +39,8 @@ def simulate(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE|NAME[:key=value,…]",
-            help=f"May be repeated. A setting: {', '.join(FAULT_NAMES)}; or what happens at a time (at_s, for_s, and "
-            f"what src/perpline/simulation/incidents.py says): {', '.join(INCIDENT_NAMES)}.",
+            help=f"May be repeated. A setting: {', '.join(FAULT_NAMES)}. Or what happens at_s market seconds after the "
+            f"start, for_s long: {', '.join(spelled())}.",
         ),
     ] = None,
     start: Annotated[

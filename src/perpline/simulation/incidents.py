@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Annotated, Final, Literal, TypeVar
 
 from msgspec import Meta, Struct
+from msgspec.structs import fields
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Where = Literal["all", "public", "market", "private", "unrouted"]
@@ -165,13 +166,22 @@ AnyIncident = (
     | Halted
     | Quiet
 )
-INCIDENT_NAMES: Final = tuple(
-    str(kind.__struct_config__.tag)
+INCIDENT_KINDS: Final[dict[str, type[Incident]]] = {
+    str(kind.__struct_config__.tag): kind
     for kind in (
         Silence, HalfOpen, Disconnect, End, SlowSending, SlowReading, Reorder, Truncated, Huge,
         RestFault, WrongClock, Listed, Delisted, Halted, Quiet,
     )
-)  # fmt: skip
+}  # fmt: skip
+INCIDENT_NAMES: Final = tuple(INCIDENT_KINDS)
+
+
+def spelled() -> list[str]:
+    """Every kind with the keys it takes beside at_s and for_s: ["silence (route, streams)", …]."""
+    keys = {name: [field.name for field in fields(kind)] for name, kind in INCIDENT_KINDS.items()}
+    own = {name: ", ".join(key for key in each if key not in ("at_s", "for_s")) for name, each in keys.items()}
+    return [f"{name} ({text})" for name, text in own.items()]
+
 
 _Kind = TypeVar("_Kind", bound=Incident)
 
