@@ -116,8 +116,10 @@ async def test_a_ban_that_one_process_meets_stops_the_other(
     monkeypatch.setattr(perpline.simulation.rest, "BAN_MS", 600_000)
     said = await quick.said(), await slow.said()
 
-    assert [len(each["refused"]) for each in said] == [1, 0]
+    assert len(said[0]["refused"]) == 1
     assert "HTTP 418" in said[0]["refused"][0]
+    # The other looks every half second, and may meet the ban itself within the first.
+    assert len(said[1]["refused"]) <= 1
     assert said[1]["stopped"] >= 2
 
 
