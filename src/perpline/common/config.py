@@ -85,8 +85,8 @@ class Settings(BaseModel):
     """Whether holes outside the windows in use wait for `train` or `backfill`, or are fetched at once."""
     book_minutes: bool = True
     """Whether each minute's best bids and asks are summed up in the table book_minutes, for which every single book
-    ticker is decoded. Without it only the newest of each symbol is, when it is read, and a core hears about six times
-    as many."""
+    ticker is decoded. Without it only the newest of each symbol is, when it is read, and a core hears about four
+    times as many."""
     price_klines: bool = True
     """Whether mark, index and premium klines are polled."""
     rest_weight_share: float = Field(0.8, ge=0.05, le=1)
