@@ -3,11 +3,13 @@
     python asking.py '{"url": …, "speed": …, "shared": ["SqliteText", PATH], "name": …, "limit": …, "seconds": …,
                        "polls": how many ask at once, "poll_pause_s": …, "heal_every_s": …}'
 
-Prints a line when it begins, and at the end one JSON object.
+Prints a line when it begins, and at the end, after those seconds or at SIGTERM, one JSON object.
 """
 
 import asyncio
+import contextlib
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -36,6 +38,8 @@ async def main(how: dict[str, Any]) -> dict[str, Any]:
     ledger = WeightLedger(clock, limit=how["limit"], shared=shared_text(*how["shared"]), name=how["name"])
     rest = BinanceRest(how["url"], clock, ledger)
     clock.offset_ms = await rest.measure_offset_ms()
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
     print("asking", flush=True)
     refused, stopped, given_back = [], 0, 0
     heal_waits = LatencyWindow(100_000)
@@ -69,7 +73,8 @@ async def main(how: dict[str, Any]) -> dict[str, Any]:
     tasks = [asyncio.create_task(poll()) for _ in range(how["polls"])]
     if how.get("heal_every_s"):
         tasks.append(asyncio.create_task(heal()))
-    await asyncio.sleep(how["seconds"])
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(told.wait(), how["seconds"])
     facts = ledger.facts()
     for task in tasks:
         task.cancel()

@@ -50,6 +50,9 @@ class Asking:
         out, _ = await asyncio.wait_for(self.process.communicate(), 60)
         return json.loads(out.splitlines()[-1])
 
+    def end(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
     async def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         await self.process.wait()
@@ -92,15 +95,18 @@ async def test_processes_together_never_exceed_the_limit_and_a_heal_is_served_at
 async def test_the_weight_of_a_killed_process_is_the_others_again(exchange: SimulatedExchange, tmp_path: Path) -> None:
     shared = ["SqliteText", str(tmp_path / "perpline.db-budget")]
     killed = Asking(exchange, shared, "killed", seconds=60, polls=100)
-    alive = Asking(exchange, shared, "alive", seconds=7, polls=100)
+    alive = Asking(exchange, shared, "alive", seconds=60, polls=100)
     await asyncio.gather(killed.start(), alive.start())
     await asyncio.sleep(1)
     await killed.kill()
     killed_at = exchange.clock.now_ms()
+    await asyncio.sleep(7)  # three and a half minutes of the market
+    alive.end()
     said = await alive.said()
 
     assert said["refused"] == []
     later = [n for minute, n in said["requests_by_minute"].items() if int(minute) > killed_at + 60_000]
+    assert len(later) >= 2
     assert min(later[:-1]) >= 0.9 * POLLS, said["requests_by_minute"]
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(params=["run", "dev"])
+@pytest.fixture(params=["run", "train", "dev"])
 def locked_text(request: pytest.FixtureRequest) -> str:
     return (ROOT / "requirements" / f"{request.param}.txt").read_text(encoding="utf-8")
 
@@ -60,8 +60,15 @@ def test_everything_the_project_needs_to_run_and_to_be_built_is_locked() -> None
 def test_everything_the_developers_need_is_locked_beside_what_runs() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
 
-    assert unmet([*extras["test"], *extras["dev"], *extras["clients"]], "dev") == []
-    assert set(map(str, locked("run"))) - set(map(str, locked("dev"))) == set()
+    assert unmet([requirement for extra in extras.values() for requirement in extra], "dev") == []
+    assert set(map(str, locked("run"))) - set(map(str, locked("train"))) == set()
+    assert set(map(str, locked("train"))) - set(map(str, locked("dev"))) == set()
+
+
+def test_what_training_needs_is_locked_beside_what_runs() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+
+    assert unmet([*extras["ml"], *extras["analytics"]], "train") == []
 
 
 def test_the_wheel_holds_the_package_its_launchers_and_its_licence(wheel_names: set[str]) -> None:
