@@ -81,7 +81,7 @@ class _Reading:
         self._zero_ns = zero_ns
         self._rng = rng
 
-    def on_messages(self, batch: list[bytes], received_us: int) -> list[str]:
+    def on_messages(self, batch: list[bytes], received_us: int) -> set[str]:
         streams = self._route(batch, received_us)
         self.heard += len(batch)
         if self._began is not None:

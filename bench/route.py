@@ -26,10 +26,12 @@ from perpline.bus.memory import MemoryBus
 from perpline.cli.options import run_loop
 from perpline.common.clock import SystemClock
 from perpline.common.config import load_settings
+from perpline.domain.candle import INTERVAL_MS
 from perpline.domain.instrument import Instrument
 from perpline.exchange.binance import endpoints
 from perpline.exchange.binance.decode import FieldWatch, decode
 from perpline.exchange.binance.messages import Combined
+from perpline.inference.registry import Deployed, load_default
 from perpline.websocket.connection import Connection
 from perpline.websocket.subscriptions import STREAM_TYPES
 
@@ -61,7 +63,8 @@ def make_bench_parts(symbols: int, folder: Path, book_minutes: bool = True) -> P
     )
     store = open_store(settings.database_url.get_secret_value())
     instruments = make_instruments(Tape(symbols).symbols)
-    return make_parts(settings, clock, store, MemoryBus(), instruments, make_rest(settings, clock), random.Random(0))
+    rest, deployed = make_rest(settings, clock), [Deployed(settings.slot, 0, load_default())]
+    return make_parts(settings, clock, store, MemoryBus(), instruments, rest, random.Random(0), deployed)
 
 
 def make_instruments(symbols: list[str]) -> dict[str, Instrument]:
@@ -133,7 +136,7 @@ Receiver = Callable[[str], Awaitable[None]]
 
 def _over_a_socket(symbols: int, seconds: float, rounds: int, folder: Path, say: Callable[[str], None]) -> Table:
     ours = {
-        "perpline, book tickers kept as bytes until read": make_bench_parts(symbols, folder, book_minutes=False),
+        "perpline, books and forming candles kept as bytes": make_bench_parts(symbols, folder, book_minutes=False),
         "perpline, every frame decoded (book_minutes)": make_bench_parts(symbols, folder),
     }
     receivers: dict[str, Receiver] = {
@@ -268,6 +271,9 @@ def check_routed(parts: Parts, heard: int, sent: int) -> None:
     Of 600 symbols the least active may not come in a round."""
     router = parts.router
     unread = [symbol for symbol in parts.symbols if parts.books.get(symbol) is None]
+    for symbol in parts.symbols:
+        for interval in INTERVAL_MS:
+            parts.klines.get(symbol, interval)  # which counts it, if it is malformed
     if (
         heard != sent
         or router.malformed

@@ -152,9 +152,10 @@ class Connection:
         streams = self.streams
         stream = None
         for stream in self._on_messages(batch, received_us):
-            state = streams.get(stream)
-            if state is not None:
-                state.heard_at = now
+            try:
+                streams[stream].heard_at = now
+            except KeyError:
+                pass  # a stream nobody asked for
         if stream is None:
             return
         self.last_message_at = now
@@ -236,7 +237,7 @@ class _Listener(WSListener):
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         # Asking a frame for its type costs more than all the rest here. What is longer than any control frame may be
         # and neither begins nor continues a fragmented message is a message.
-        if frame.payload_size > MAX_CONTROL_BYTES and frame.fin and self._fragments is None:
+        if frame.fin and frame.payload_size > MAX_CONTROL_BYTES and self._fragments is None:
             self._batch.append(frame.get_payload_as_bytes())
         else:
             self._take_other(transport, frame)

@@ -1,13 +1,13 @@
 """Every message to the handler of its type, and nothing a message can hold stops the stream."""
 
-from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import structlog
 
 from perpline.common.errors import Malformed
-from perpline.websocket.book_lane import BookLane
+from perpline.websocket.lane import Lane
 
 log = structlog.get_logger("perpline.router")
 
@@ -42,23 +42,22 @@ class StreamRouter:
         set_aside: Callable[[bytes, int, str], None] = lambda data, received_us, reason: None,
         see_fields: Callable[[bytes], object] = lambda data: None,
         see_every: int = 1,
-        lane: BookLane | None = None,
+        lanes: Sequence[Lane[Any]] = (),
     ) -> None:
         self.total = 0
-        self.routed = 0
         self.unhandled = 0
         self.malformed = 0
         self.failed = 0
-        self.by_kind: Counter[str] = Counter()
-        self.unhandled_types: Counter[str] = Counter()
-        self.malformed_reasons: Counter[str] = Counter()
+        self.by_kind: dict[str, int] = {}
+        self.unhandled_types: dict[str, int] = {}
+        self.malformed_reasons: dict[str, int] = {}
         self._decode = decode
         self._handlers = dict(handlers)
         self._set_aside = set_aside
         self._see_fields = see_fields
         self._see_every = see_every
-        self._lane = lane
-        self._samples: deque[tuple[float, int, Counter[str]]] = deque(maxlen=11)
+        self._lanes = tuple(lanes)
+        self._samples: deque[tuple[float, int, dict[str, int]]] = deque(maxlen=11)
 
     def route(self, data: bytes, received_us: int) -> str | None:
         """The stream the message came on, None if it proves no stream alive: an acknowledgement, or malformed."""
@@ -66,17 +65,17 @@ class StreamRouter:
         try:
             frame = self._decode(data, received_us)
         except Malformed as error:
-            self._malformed(data, received_us, error)
+            self.set_aside(data, received_us, error)
             return None
         except Exception as error:
             self._bug(data, received_us, error, kind="", stream="")
             return None
-        kind = frame.kind
-        if kind in self.by_kind:
-            self.by_kind[kind] += 1
+        kind, content = frame.kind, frame.content
+        by_kind = self.by_kind
+        if kind in by_kind:
+            by_kind[kind] += 1
         else:
-            _count(self.by_kind, kind)
-        content = frame.content
+            _count(by_kind, kind)
         handle = self._handlers.get(type(content))
         try:
             if handle is not None:
@@ -88,12 +87,10 @@ class StreamRouter:
             if self.total % self._see_every == 0:
                 self._see_fields(data)
         except Malformed as error:
-            self._malformed(data, received_us, error)
+            self.set_aside(data, received_us, error)
             return None
         except Exception as error:
             self._bug(data, received_us, error, kind=kind, stream=frame.stream)
-            return frame.stream or None
-        self.routed += 1
         return frame.stream or None
 
     def _handle_each(self, content: object) -> bool:
@@ -107,36 +104,36 @@ class StreamRouter:
             handle(item)
         return True
 
-    def route_batch(self, batch: list[bytes], received_us: int) -> list[str]:
-        """Route the messages of one read in order; returns the streams that were heard, some of them repeatedly.
+    def route_batch(self, batch: list[bytes], received_us: int) -> set[str]:
+        """Route the messages of one read in order; returns the streams that were heard.
 
-        With a book lane its messages are told by their beginnings and kept as bytes; of several for one symbol only the
-        newest is. They reach their cache before the other messages of the batch are handled.
+        What a lane keeps reaches its cache before the other messages of the batch are handled.
         """
-        if self._lane is None:
-            others = batch
-            heard = []
-        else:
-            lane = self._lane
-            streams, length = lane.streams, lane.head_length
-            newest: dict[bytes, bytes] = {}
-            others = []
-            for data in batch:
-                head = data[:length]
-                if head in streams:
-                    newest[head] = data
-                else:
-                    others.append(data)
-            kept = len(batch) - len(others)
-            heard = lane.keep(newest, kept, received_us)
-            self.total += kept
-            self.routed += kept
-            self.by_kind[lane.kind] += kept
+        heard: set[str] = set()
+        others = batch
+        for lane in self._lanes:
+            before = len(others)
+            others, streams = lane.sift(others, received_us)
+            heard.update(streams)
+            kept = before - len(others)
+            if kept:
+                self.total += kept
+                self.by_kind[lane.kind] = self.by_kind.get(lane.kind, 0) + kept
         for data in others:
             stream = self.route(data, received_us)
             if stream is not None:
-                heard.append(stream)
+                heard.add(stream)
         return heard
+
+    @property
+    def routed(self) -> int:
+        """Messages that found their handler, or were kept for it."""
+        return self.total - self.unhandled - self.malformed - self.failed
+
+    @property
+    def superseded(self) -> int:
+        """Messages of the lanes that were overtaken before anybody read them."""
+        return sum(lane.superseded for lane in self._lanes)
 
     def sample(self, now_s: float) -> None:
         """Remember the counts at this time; called once a second, for `rates`."""
@@ -150,15 +147,11 @@ class StreamRouter:
         span = t1 - t0
         if span <= 0:
             return {}
-        rates = {kind: round((count - kinds0[kind]) / span, 2) for kind, count in sorted(kinds1.items())}
+        rates = {kind: round((count - kinds0.get(kind, 0)) / span, 2) for kind, count in sorted(kinds1.items())}
         return {"total": round((total1 - total0) / span, 2), **rates}
 
     def set_aside(self, data: bytes, received_us: int, error: Malformed) -> None:
-        """Count a message that turned out malformed after it was routed (a kept book ticker)."""
-        self.routed -= 1
-        self._malformed(data, received_us, error)
-
-    def _malformed(self, data: bytes, received_us: int, error: Malformed) -> None:
+        """Count a message as malformed, also one that turns out to be so after it was routed (kept in a lane)."""
         self.malformed += 1
         reason = str(error)
         _count(self.malformed_reasons, reason.split(":", 1)[0][:80])
@@ -171,6 +164,7 @@ class StreamRouter:
         log.error("handler_failed", kind=kind, stream=stream, action="route", exc_info=error)
 
 
-def _count(counter: Counter[str], name: str) -> None:
+def _count(counts: dict[str, int], name: str) -> None:
     """Count under this name, or under "…" beyond 200 names: what comes from outside makes no table grow for ever."""
-    counter[name if name in counter or len(counter) < 200 else "…"] += 1
+    key = name if name in counts or len(counts) < 200 else "…"
+    counts[key] = counts.get(key, 0) + 1

@@ -239,8 +239,11 @@ updates = st.lists(
 )
 
 
-@given(updates)
-def test_book_minutes_equal_a_reading_of_the_whole_history(steps: list[tuple[int, int, int, int, int, int]]) -> None:
+@given(updates, st.booleans())
+def test_book_minutes_equal_a_reading_of_the_whole_history(
+    steps: list[tuple[int, int, int, int, int, int]], ended: bool
+) -> None:
+    """Whether every minute is ended as it is over, or by the first update of a later one."""
     books: list[BookTicker] = []
     at = START + 1_234
     for number, (wait, bid, spread, bid_qty, ask_qty, lag) in enumerate(steps):
@@ -250,7 +253,11 @@ def test_book_minutes_equal_a_reading_of_the_whole_history(steps: list[tuple[int
         )
     rows = []
     handler = BookTickerHandler(rows.append)
+    boundary = books[0].updated_at // MINUTE * MINUTE
     for each in books:
+        while ended and boundary <= each.updated_at:
+            handler.end_minutes(["BTCUSDT", "ETHUSDT"], boundary)
+            boundary += MINUTE
         handler.handle(each)
     handler.flush()
 
@@ -259,6 +266,26 @@ def test_book_minutes_equal_a_reading_of_the_whole_history(steps: list[tuple[int
     for row in rows:
         assert row[:6] + row[9:10] + row[11:] == expected[row[1]][:6] + expected[row[1]][9:10] + expected[row[1]][11:]
         assert row[6:9] + row[10:11] == pytest.approx(expected[row[1]][6:9] + expected[row[1]][10:11])
+
+
+def test_a_book_whose_minute_was_ended_before_counts_towards_the_next() -> None:
+    rows = []
+    handler = BookTickerHandler(rows.append)
+    handler.handle(book(59_000, 1, bid_qty=3.0))
+    handler.end_minutes(["BTCUSDT"], START + MINUTE)
+    handler.end_minutes(["BTCUSDT"], START + MINUTE)
+    handler.handle(book(59_990, 2, bid_qty=1.0))
+    handler.handle(book(90_000, 3, bid_qty=3.0))
+    handler.end_minutes(["BTCUSDT"], START + MINUTE)
+    handler.end_minutes(["BTCUSDT"], START + 2 * MINUTE)
+    handler.end_minutes(["BTCUSDT"], START + 3 * MINUTE)
+    handler.flush()
+
+    named = [dict(zip(TABLES["book_minutes"].columns, row, strict=True)) for row in rows]
+    assert [(row["minute"], row["updates"], row["imbalance"], row["order_flow_imbalance"]) for row in named] == [
+        (START, 1, 0.5, 0.0),
+        (START + MINUTE, 2, 0.25, 0.0),  # half a minute of even quantities, half a minute of three to one
+    ]
 
 
 def whole_history(books: list[BookTicker]) -> dict[int, tuple]:

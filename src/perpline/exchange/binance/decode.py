@@ -111,6 +111,23 @@ def decode_book_ticker(data: bytes, received_us: int) -> BookTicker:
     return content
 
 
+FORMING = b'"x":false'
+"""What every message of a candle that is not closed yet holds."""
+
+
+def kline_head(stream: str) -> bytes:
+    """How every message of a symbol's candles of one interval begins in the combined form, up to its time."""
+    return f'{{"stream":"{stream}","data":{{"e":"kline","E":'.encode()
+
+
+def decode_kline(data: bytes, received_us: int) -> KlineUpdate:
+    """The candle in a message that begins like one. Raises Malformed for anything else."""
+    content = decode(data, received_us).content
+    if not isinstance(content, KlineUpdate):
+        raise Malformed(f"no kline: {_beginning(data)}")
+    return content
+
+
 class FieldWatch:
     """Counts fields of known messages that `KNOWN_FIELDS` does not list: `counts` by name (markPriceUpdate.xy).
 

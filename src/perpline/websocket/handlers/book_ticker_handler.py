@@ -1,11 +1,11 @@
 """Best bids and asks: the newest of each symbol, and what they did in each minute."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from perpline.domain.candle import MINUTE_MS
 from perpline.domain.market import BookTicker, Side, SlippageEstimate, slippage_estimate
-from perpline.websocket.book_lane import BookLane
+from perpline.websocket.lane import Lane
 
 BookMinuteRow = tuple[Any, ...]
 """symbol, minute, bid, bid_qty, ask, ask_qty, spread_bps, imbalance, order_flow_imbalance, updates, receive_lag_ms,
@@ -79,13 +79,14 @@ class BookMinute:
 class BookTickerHandler:
     """The newest best bid and ask by symbol, and a row of `book_minutes` for every minute in which one came.
 
-    Minutes are the exchange's. A row is added when the first update of a later minute comes, and by `flush`.
+    Minutes are the exchange's. A row is added when the first update of a later minute comes or by `end_minutes`,
+    whichever is earlier, and by `flush`. An update whose minute has its row already counts towards the next.
 
     With a lane, books come through it as bytes and are decoded when asked for. Then there are no rows: they need every
     single update.
     """
 
-    def __init__(self, add_row: Callable[[BookMinuteRow], None], lane: BookLane | None = None) -> None:
+    def __init__(self, add_row: Callable[[BookMinuteRow], None], lane: Lane[BookTicker] | None = None) -> None:
         self.latest: dict[str, BookTicker] = {}
         """The newest decoded book by symbol."""
         self._minutes: dict[str, BookMinute] = {}
@@ -113,15 +114,17 @@ class BookTickerHandler:
         if self._lane is not None:
             return
         minute = self._minutes[symbol]
-        if book.updated_at < minute.end:
-            minute.stood(known, book.updated_at - known.updated_at)
-        else:
-            minute.stood(known, minute.end - known.updated_at)
-            self._add_row(minute.row(known))
-            opened = book.updated_at - book.updated_at % MINUTE_MS
-            minute = self._minutes[symbol] = BookMinute(opened)
-            minute.stood(known, book.updated_at - opened)
+        if book.updated_at >= minute.end:
+            minute = self._end(minute, known, book.updated_at)
+        minute.stood(known, book.updated_at - max(known.updated_at, minute.minute))
         minute.changed(known, book)
+
+    def end_minutes(self, symbols: Iterable[str], until: int) -> None:
+        """Add the rows of these symbols' minutes that ended by the boundary `until`, with what has come of them."""
+        for symbol in symbols if self._lane is None else ():
+            minute = self._minutes.get(symbol)
+            if minute is not None and minute.end <= until:
+                self._end(minute, self.latest[symbol], until)
 
     def slippage(self, symbol: str, side: Side, quantity: float) -> SlippageEstimate | None:
         """What a market order would probably fill at, by the newest best bid and ask; None before the first."""
@@ -133,6 +136,14 @@ class BookTickerHandler:
         for symbol, minute in self._minutes.items():
             if self._lane is None and minute.updates:
                 self._add_row(minute.row(self.latest[symbol]))
+
+    def _end(self, minute: BookMinute, known: BookTicker, now: int) -> BookMinute:
+        """The minute of `now`, begun; the row of the one before is added if anything came in it."""
+        if minute.updates:
+            minute.stood(known, minute.end - max(known.updated_at, minute.minute))
+            self._add_row(minute.row(known))
+        begun = self._minutes[known.symbol] = BookMinute(now - now % MINUTE_MS)
+        return begun
 
     def forget(self, symbol: str) -> None:
         self.latest.pop(symbol, None)

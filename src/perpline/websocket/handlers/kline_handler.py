@@ -1,9 +1,10 @@
 """Candles as they form, and what happens when one closes."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from perpline.domain.candle import INTERVAL_MS, Candle, KlineUpdate, closed_candle
+from perpline.websocket.lane import Lane
 
 
 class KlineHandler:
@@ -12,6 +13,8 @@ class KlineHandler:
     Closed candles of any source enter `handle` (socket, REST, replay) or reach `deliver` through `offer`, which puts
     them in order and drops repeats (collector/gaps.py). `deliver` stores and caches; a 1m candle also goes to the
     features and then to `on_1m_candle_close(symbol, close_time)`. 15m and 1h candles never trigger a decision.
+
+    Of an interval with a lane, forming candles come through it as bytes and are decoded when asked for.
     """
 
     def __init__(
@@ -20,9 +23,11 @@ class KlineHandler:
         add_row: Callable[[Candle], None],
         add_to_features: Callable[[Candle], None],
         on_1m_candle_close: Callable[[str, int], None],
+        lanes: Mapping[str, Lane[KlineUpdate]] | None = None,
     ) -> None:
+        """`lanes` by interval."""
         self.forming: dict[str, dict[str, KlineUpdate]] = {interval: {} for interval in INTERVAL_MS}
-        """The newest update by interval and symbol, forming or just closed."""
+        """The newest decoded update by interval and symbol, forming or just closed."""
         self.last_closed: dict[str, dict[str, Candle]] = {interval: {} for interval in INTERVAL_MS}
         """The newest delivered candle by interval and symbol."""
         self.offer: Callable[[Candle], object] = self.deliver
@@ -32,6 +37,14 @@ class KlineHandler:
         self._add_row = add_row
         self._add_to_features = add_to_features
         self._on_1m_candle_close = on_1m_candle_close
+        self._lanes = dict(lanes or {})
+
+    def get(self, symbol: str, interval: str) -> KlineUpdate | None:
+        """The newest update of a symbol's candle, forming or just closed, None before the first."""
+        lane = self._lanes.get(interval)
+        if lane is not None and (update := lane.take(symbol)) is not None:
+            self.handle(update)
+        return self.forming[interval].get(symbol)
 
     def handle(self, update: KlineUpdate) -> None:
         """Take an update of a stream; decoding has made sure that a closed one is a possible candle."""
