@@ -1,6 +1,7 @@
 """From the closing frame of a minute's last symbol to committed and published, and what the time goes into."""
 
 import asyncio
+import gc
 import math
 import os
 import random
@@ -29,8 +30,8 @@ from perpline.domain.candle import MINUTE_MS, Candle, KlineUpdate, closed_candle
 from perpline.domain.signal import Decision, Message, Prediction
 from perpline.exchange.binance.decode import FieldWatch, decode
 from perpline.features.live import LiveFeatures
-from perpline.inference.baseline import Baseline
-from perpline.storage.store import Store
+from perpline.inference.registry import Deployed, load_default
+from perpline.storage.store import Committed, Store
 
 FIRST_CLOSE_MS = 1_790_773_200_000
 EXCHANGE_DELAY_MS = 300
@@ -46,7 +47,6 @@ SPLIT = (
     "model",
     "verdicts",
     "commit",
-    "outbox",
     "publish",
 )
 
@@ -122,8 +122,8 @@ def close(
             splits,
             (
                 f"{_ROUTING}: all closing frames, before features. features: from the last frame on. verdicts: with "
-                f"the rows and messages made of them. outbox: reading it. {_MARKING} as published: not counted.",
-                "commit and outbox hold the way to the writer's thread, or to the server, and back.",
+                f"the rows and messages made of them. {_MARKING} as published: not counted.",
+                "commit holds the way to the writer's thread, or to the server, and back.",
             ),
         ),
         _steps(say),
@@ -182,17 +182,11 @@ class TimedStore:
         predictions: Sequence[Prediction],
         messages: Sequence[Message],
         t_commit: int,
-    ) -> list[Decision]:
+    ) -> Committed:
         self.began["commit"] = self._clock.now_us()
-        won = await self._store.commit_decisions(decisions, predictions, messages, t_commit)
+        committed = await self._store.commit_decisions(decisions, predictions, messages, t_commit)
         self.ended["commit"] = self._clock.now_us()
-        return won
-
-    async def pending_messages(self, limit: int) -> list[Message]:
-        messages = await self._store.pending_messages(limit)
-        if messages:
-            self.ended["outbox"] = self._clock.now_us()
-        return messages
+        return committed
 
     async def mark_published(self, ids: Sequence[int], published_at: int) -> None:
         self.began["mark"] = self._clock.now_us()
@@ -229,12 +223,15 @@ async def _run_closes(
         await bus.open()
         rest = make_rest(settings, clock, alone=True)  # never asked: every close comes
         instruments = make_instruments(tape.symbols)
-        parts = make_parts(settings, clock, store, bus, instruments, rest, random.Random(0))
+        deployed = [Deployed(settings.slot, 0, load_default())]
+        parts = make_parts(settings, clock, store, bus, instruments, rest, random.Random(0), deployed)
         await parts.engine.recover(parts.symbols)
         say("filling the windows")
-        market = _Market(tape, FIRST_CLOSE_MS - (LiveFeatures.lookback_min + 1) * MINUTE_MS)
+        market = _Market(tape, FIRST_CLOSE_MS - (parts.features.lookback_min + 1) * MINUTE_MS)
         _fill_windows(parts, market)
         measured = _Measured(parts.engine.close_to_signal_ms)
+        gc.collect()
+        gc.freeze()  # as the worker does when it is ready
         async with asyncio.TaskGroup() as group:
             working = [
                 group.create_task(part.run()) for part in (parts.engine, parts.publisher, parts.buffer, parts.ledger)
@@ -249,6 +246,7 @@ async def _run_closes(
         await parts.buffer.flush()
         rows = await store.decision_rows(settings.slot, 0, 2**62)
     finally:
+        gc.unfreeze()
         await bus.close()
         await store.close()
     measured.statuses.update(str(status) for _, _, status in rows)
@@ -328,7 +326,6 @@ async def _close_a_minute(
         decision.t_predict,
         store.began["commit"],
         store.ended["commit"],
-        store.ended["outbox"],
         published_us,
     )
     for name, (began, ended) in zip(SPLIT, pairwise(stamps), strict=True):
@@ -389,24 +386,24 @@ def _steps(say: Callable[[str], None]) -> Table:
     rows.append(("closed candle with its logs", _us(partial(closed_candle, update))))
     tape = Tape(600)
     names = tape.symbols
-    features = LiveFeatures(names)
+    model = load_default()
+    features = LiveFeatures(names, model.lookback_min)
     market = _Market(tape, boundary)
     two_minutes = [[_candle(frame) for frame in market.next_minute()[1]] for _ in range(2)]
     candles = [
         [structs.replace(candle, open_time=boundary + minute * MINUTE_MS) for candle in two_minutes[minute % 2]]
-        for minute in range(LiveFeatures.lookback_min)
+        for minute in range(features.lookback_min)
     ]
     began = time.perf_counter()
     for minute in candles:
         for candle in minute:
             features.add(candle)
     rows.append(("LiveFeatures.add", (time.perf_counter() - began) / (len(candles) * len(names)) * 1e6))
-    model = Baseline()
     for together in (30, 600):
         some = names[:together]
         rows.append((f"LiveFeatures.vectors, {together} symbols", _us(partial(features.vectors, some))))
-        vectors = features.vectors(some).astype(np.float32)
-        rows.append((f"Baseline.predict, {together} symbols", _us(partial(model.predict, vectors))))
+        vectors = features.vectors(some)[:, model.columns]
+        rows.append((f"LoadedModel.predict, {together} symbols", _us(partial(model.predict, vectors))))
     return Table(
         "Single steps",
         ("step", "µs"),

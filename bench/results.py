@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
-_LIBRARIES = ("perpline", "picows", "msgspec", "uvloop", "numpy", "apsw", "asyncpg", "redis", "websockets")
+_LIBRARIES = ("perpline", "picows", "msgspec", "uvloop", "numpy", "apsw", "asyncpg", "redis", "websockets", "numba")
 _HEAD = """# Results
 
 Written by `./run bench NAME --write`; each part names the machine and the day. Absolute figures belong to that machine

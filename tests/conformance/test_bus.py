@@ -137,9 +137,7 @@ async def test_a_signal_is_an_entry_of_its_stream_the_last_of_its_symbol_and_ann
 async def test_fields_are_the_members_of_the_payload_texts_plain_and_all_else_as_json(
     seen: Any, slot: str, symbol: str
 ) -> None:
-    payload = (
-        '{"tp":"68120.0","é":"\\u00e9\\n","p":0.1,"side":-1,"none":null,"yes":true,"flags":{"late": 0},"empty":""}'
-    )
+    payload = '{"tp":"68120.0","é":"\\u00e9\\n","p":0.1,"side":-1,"none":null,"yes":true,"flags":{"late":0},"empty":""}'
     one = Message(id=1, kind="signal", slot=slot, symbol=symbol, close_time=T0, payload=payload, valid_until=T0)
 
     await seen.bus.publish([one], NOW)
@@ -150,7 +148,7 @@ async def test_fields_are_the_members_of_the_payload_texts_plain_and_all_else_as
         "p": "0.1",
         "side": "-1",
         "yes": "true",
-        "flags": '{"late": 0}',
+        "flags": '{"late":0}',
         "empty": "",
         "T": str(T0),
     }

@@ -127,3 +127,12 @@ async def test_a_locked_file_is_unavailable_after_a_moment(tmp_path: Path) -> No
 
     assert await text.swap("1", "2")
     await text.close()
+
+
+async def test_threads_that_first_use_a_file_at_once_all_may(tmp_path: Path) -> None:
+    for number in range(100):
+        texts = [SqliteText(tmp_path / str(number), "a") for _ in range(8)]
+        swapped = await asyncio.gather(*(text.swap("", "x") for text in texts))
+        assert sorted(swapped) == [False] * 7 + [True]
+        for text in texts:
+            await text.close()

@@ -20,7 +20,7 @@ from msgspec.structs import astuple, replace
 from perpline.common.errors import NeedsPerson
 from perpline.domain.candle import Candle
 from perpline.domain.signal import Decision, Message, Prediction, Status, signal_id
-from perpline.storage.store import TABLES, Row, Store, candle_row
+from perpline.storage.store import TABLES, Deployment, ModelRow, Row, Store, candle_row
 from running import eventually
 
 MINUTE = 60_000
@@ -102,12 +102,13 @@ def message(symbol: str, close_time: int, slot: str = "champion", kind: str = "s
 
 async def commit(store: Store, decisions: Sequence[Decision], t_commit: int = 1) -> list[Decision]:
     """Commit decisions, each with its prediction and message."""
-    return await store.commit_decisions(
+    committed = await store.commit_decisions(
         decisions,
         [prediction(one.symbol, one.close_time, one.slot) for one in decisions],
         [message(one.symbol, one.close_time, one.slot) for one in decisions],
         t_commit,
     )
+    return committed.decisions
 
 
 # Rows in batches
@@ -183,7 +184,8 @@ async def test_an_empty_batch_is_nothing(store: Store) -> None:
 async def test_a_row_the_table_cannot_hold_is_a_bug_and_takes_its_batch_with_it(store: Store) -> None:
     good = candle_row(candle("AUSDT", 0))
     bad = [good[:-1], candle_row(candle("BUSDT", 0, close=float("nan")))]
-    bad += [tuple(wrong if value == right else value for value in good) for right, wrong in ((1.5, "1.5x"), (7, None))]
+    changes = ((1.5, "1.5x"), ("ws", None))
+    bad += [tuple(wrong if value == right else value for value in good) for right, wrong in changes]
 
     for row in bad:
         with pytest.raises(ValueError, match="refused"):
@@ -316,7 +318,7 @@ async def test_a_decision_that_is_already_there_stays_with_all_that_belongs_to_i
 async def test_of_two_decisions_with_one_key_in_a_batch_the_first_is_stored(store: Store) -> None:
     first, second = decision("AUSDT", T0, status=Status.OK), decision("AUSDT", T0)
 
-    new = await store.commit_decisions([first, second], [], [], 1)
+    new = (await store.commit_decisions([first, second], [], [], 1)).decisions
 
     assert new == [first]
     assert await store.decision_rows("champion", T0, T0) == [("AUSDT", T0, "ok")]
@@ -346,7 +348,7 @@ async def test_a_prediction_or_message_that_was_there_before_its_decision_stays(
     said = [prediction(symbol, T0, model_id="later") for symbol in ("AUSDT", "BUSDT", "BUSDT")]
     sent = [message(symbol, T0, payload='{"n":2}') for symbol in ("AUSDT", "BUSDT", "BUSDT")]
 
-    assert await store.commit_decisions(made, said, sent, 1) == made
+    assert (await store.commit_decisions(made, said, sent, 1)).decisions == made
     assert database.rows("SELECT symbol, model_id FROM predictions ORDER BY symbol") == [
         ("AUSDT", "model"),
         ("BUSDT", "later"),
@@ -452,6 +454,32 @@ async def test_pending_messages_come_oldest_first_until_they_are_marked(store: S
 
     await store.mark_published([one.id for one in pending], T0)
     assert [one.payload for one in await store.pending_messages(10)] == texts[2:]
+
+
+async def test_a_commit_tells_the_messages_as_the_outbox_has_them(store: Store) -> None:
+    told = []
+    for n in range(3):
+        decisions = [decision(symbol, T0 + n * MINUTE) for symbol in ("AUSDT", "BUSDT")]
+        messages = [message(one.symbol, one.close_time) for one in decisions]
+        close = message("", T0 + n * MINUTE, kind="close", payload='{"n":1}')
+        told += (await store.commit_decisions(decisions, [], [*messages, close], 1)).messages or []
+
+    assert len(told) == 9
+    assert told == await store.pending_messages(100)
+    assert [one.id for one in told] == list(range(told[0].id, told[0].id + 9))
+
+
+async def test_a_commit_that_found_a_message_in_the_outbox_tells_none_or_what_is_new(store: Store) -> None:
+    first, second = decision("AUSDT", T0), decision("BUSDT", T0)
+    close = message("", T0, kind="close", payload="{}")
+    await store.commit_decisions([first], [], [message("AUSDT", T0), close], 1)
+
+    both = [message("AUSDT", T0), message("BUSDT", T0)]
+    new = await store.commit_decisions([first, second], [], both, 1)
+    assert new.messages == (await store.pending_messages(100))[2:]
+
+    again = await store.commit_decisions([], [], [close], 1)
+    assert again.messages is None
 
 
 async def test_the_message_of_a_signal_carries_the_seq_of_its_decision_as_the_last_member(
@@ -736,3 +764,52 @@ async def start(program: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable, "-c", textwrap.dedent(program), *sys.path, stdout=asyncio.subprocess.PIPE
     )
+
+
+async def test_a_model_is_noted_once_and_stays_as_it_was_noted(store: Store) -> None:
+    await store.add_model("b-20261120-01", 2000, '{"verdict": 1}')
+    await store.add_model("a-20261120-02", 1000, "")
+    await store.add_model("b-20261120-01", 3000, "other")
+
+    assert await store.models() == [
+        ModelRow(model_id="a-20261120-02", status="candidate", created_at=1000, report=""),
+        ModelRow(model_id="b-20261120-01", status="candidate", created_at=2000, report='{"verdict": 1}'),
+    ]
+
+
+async def test_deployments_are_added_in_order_and_give_models_their_status(store: Store) -> None:
+    for name in ("a", "b", "c"):
+        await store.add_model(name, 0, "")
+
+    first = await store.add_deployment("champion", "a", T0, "ann", {"a": "champion"})
+    second = await store.add_deployment("champion", "b", T0, "bob: because", {"a": "retired", "b": "champion"})
+    third = await store.add_deployment("shadow", "", 0, "ann", {})
+
+    assert await store.deployments() == [first, second, third]
+    assert second == Deployment(id=second.id, slot="champion", model_id="b", effective_from=T0, by="bob: because")
+    assert first.id < second.id < third.id
+    assert {model.model_id: model.status for model in await store.models()} == {
+        "a": "retired",
+        "b": "champion",
+        "c": "candidate",
+    }
+
+
+async def test_a_deployment_with_a_status_that_there_is_not_is_not_stored(store: Store) -> None:
+    await store.add_model("a", 0, "")
+
+    with pytest.raises(ValueError, match="refused"):
+        await store.add_deployment("champion", "a", T0, "ann", {"a": "best"})
+
+    assert await store.deployments() == []
+    assert [model.status for model in await store.models()] == ["candidate"]
+
+
+async def test_predictions_of_a_shadow_are_stored_without_a_decision(store: Store) -> None:
+    shadow = [prediction("BTCUSDT", T0, slot="shadow"), prediction("ETHUSDT", T0, slot="shadow")]
+
+    await store.commit_decisions([], shadow, [], 1)
+    await store.commit_decisions([], shadow, [], 2)
+
+    rows = await store.select("SELECT slot, symbol, close_time FROM predictions ORDER BY symbol")
+    assert rows == [("shadow", "BTCUSDT", T0), ("shadow", "ETHUSDT", T0)]

@@ -8,16 +8,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import perpline.simulation.rest
+from perpline.endpoint import token_file
 from perpline.exchange.binance.budget import SHARES
 from perpline.simulation.server import SimulatedExchange
 from perpline.status import metrics
 from perpline.storage.shared_text import PostgresText
 from postgres_server import PostgresDatabase
-from running import simulated, working
+from running import RunningWorker, simulated, working
 
 LIMIT = 300
 BUDGET = 240
@@ -139,6 +141,14 @@ async def test_the_budget_may_be_there_before_the_tables(postgres_database: Post
     await text.close()
 
 
+async def status_of(worker: RunningWorker, folder: Path) -> dict[str, Any]:
+    token = json.loads(token_file(folder, worker.status_port).read_text())["token"]
+    headers = {"Authorization": f"Bearer {token}"}
+    url = f"http://127.0.0.1:{worker.status_port}/status"
+    async with aiohttp.ClientSession(headers=headers) as session, session.get(url) as answer:
+        return await answer.json()
+
+
 async def test_two_workers_on_a_database_say_what_they_share(tmp_path: Path) -> None:
     async with (
         simulated(symbols=2) as simulator,
@@ -146,6 +156,9 @@ async def test_two_workers_on_a_database_say_what_they_share(tmp_path: Path) -> 
         working(simulator, tmp_path, slot="two") as two,
     ):
         await asyncio.gather(one.until_ready(), two.until_ready())
+        # It looks at what is shared when it has requests to make.
+        while (await status_of(one, tmp_path))["rest"]["shared"]["processes"] != 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
         status = await one.stop()
         await two.stop()
 

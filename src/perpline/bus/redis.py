@@ -1,6 +1,7 @@
 """The bus on a Redis or Valkey server, version 5 or later."""
 
 from hashlib import sha1
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -15,7 +16,7 @@ from perpline.domain.signal import Message
 
 MAX_ENTRIES = 10_080
 """Signals kept in a stream: a week of minutes, give or take a node of the stream's tree."""
-SCRIPT_MESSAGES = 50
+SCRIPT_MESSAGES = 100
 """Messages that are sent in one script call."""
 TIMEOUT_S = 5.0
 
@@ -71,34 +72,63 @@ class RedisBus:
             raise translated(error, self._url) from error
 
     async def publish(self, messages: list[Message], now_ms: int) -> None:
-        for start in range(0, len(messages), SCRIPT_MESSAGES):
-            await self._publish_some(messages[start : start + SCRIPT_MESSAGES], now_ms)
+        if self._client is None:
+            raise Unavailable(f"{where(self._url)}: not connected")
+        pool: Any = self._client.connection_pool  # of which redis-py has typed only a part
+        try:
+            connection = await pool.get_connection()
+            try:
+                await _run_script(connection, messages, now_ms)
+            except BaseException:
+                # Broad, for whatever ended it, a cancellation too: an answer may be outstanding that is not ours next.
+                await connection.disconnect(nowait=True)
+                raise
+            finally:
+                await pool.release(connection)
+        except (RedisError, OSError) as error:
+            raise translated(error, self._url) from error
 
     async def close(self) -> None:
         if self._client is not None:
             client, self._client = self._client, None
             await client.aclose()
 
-    async def _publish_some(self, messages: list[Message], now_ms: int) -> None:
-        keys: list[str] = []
-        packed: list[tuple[str, str, str, list[str]]] = []
-        for message in messages:
-            entry: list[str] = []
-            if message.kind == "signal":
-                keys += [stream_name(message.slot, message.symbol), last_name(message.slot, message.symbol)]
-                entry = [part for field in entry_fields(message).items() for part in field]
-            channel = channel_name(message) if now_ms <= message.valid_until else ""
-            packed.append((channel, message.payload, str(message.close_time), entry))
-        args: tuple[int, bytes] = (MAX_ENTRIES, msgspec.msgpack.encode(packed))
-        if self._client is None:
-            raise Unavailable(f"{where(self._url)}: not connected")
-        try:
-            try:
-                await self._client.evalsha(PUBLISH_SCRIPT_SHA, len(keys), *keys, *args)
-            except NoScriptError:  # the first call since the server started
-                await self._client.eval(PUBLISH_SCRIPT, len(keys), *keys, *args)
-        except (RedisError, OSError) as error:
-            raise translated(error, self._url) from error
+
+async def _run_script(connection: Any, messages: list[Message], now_ms: int) -> None:
+    """Publish some messages with each call. The next are packed while the server works, but sent when it has answered:
+    after an error nothing may follow that could overtake what failed."""
+    asked: list[Any] | None = None
+    for start in range(0, len(messages), SCRIPT_MESSAGES):
+        keys, packed = _packed(messages[start : start + SCRIPT_MESSAGES], now_ms)
+        if asked is not None:
+            await _answer(connection, asked)
+        asked = [len(keys), *keys, MAX_ENTRIES, packed]
+        await connection.send_command("EVALSHA", PUBLISH_SCRIPT_SHA, *asked)
+    if asked is not None:
+        await _answer(connection, asked)
+
+
+async def _answer(connection: Any, asked: list[Any]) -> None:
+    try:
+        await connection.read_response()
+    except NoScriptError:  # the first call since the server started
+        await connection.send_command("EVAL", PUBLISH_SCRIPT, *asked)
+        await connection.read_response()
+
+
+def _packed(messages: list[Message], now_ms: int) -> tuple[list[str], bytes]:
+    """KEYS and the second argument of the script."""
+    keys: list[str] = []
+    packed: list[tuple[str, str, str, list[str]]] = []
+    for message in messages:
+        entry: list[str] = []
+        if message.kind == "signal":
+            keys += (stream_name(message.slot, message.symbol), last_name(message.slot, message.symbol))
+            for field in entry_fields(message).items():
+                entry += field
+        channel = channel_name(message) if now_ms <= message.valid_until else ""
+        packed.append((channel, message.payload, str(message.close_time), entry))
+    return keys, msgspec.msgpack.encode(packed)
 
 
 def redis_client(url: str, *, as_text: bool = False) -> Redis:

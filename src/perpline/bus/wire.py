@@ -30,8 +30,12 @@ def entry_fields(message: Message) -> dict[str, str]:
 
     `T` is always there. Raises ValueError for a payload that is no JSON object: a bug of whoever wrote the message.
     """
-    members = ((name, bytes(value)) for name, value in _DECODER.decode(message.payload).items())
-    fields = {name: _text(value) for name, value in members if value != b"null"}
+    members = _DECODER.decode(message.payload)
+    fields = {
+        name: value if type(value) is str else _encode(value).decode()
+        for name, value in members.items()
+        if value is not None
+    }
     fields["T"] = str(message.close_time)
     return fields
 
@@ -53,11 +57,5 @@ def signal_of(fields: Mapping[str, str]) -> Signal:
         raise Malformed(f"this is no signal that this version can read: {error}") from error
 
 
-_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-def _text(value: bytes) -> str:
-    if value[:1] != b'"':
-        return value.decode()
-    # A shortcut past the decoder: most texts hold no escapes.
-    return value[1:-1].decode() if b"\\" not in value else msgspec.json.decode(value, type=str)
+_DECODER = msgspec.json.Decoder(dict[str, Any])
+_encode = msgspec.json.Encoder().encode

@@ -13,6 +13,9 @@ from perpline.storage.store import TABLES, Row
 
 log = structlog.get_logger("perpline.buffer")
 
+HOLD_S = 1.0
+"""Wall seconds for which rows that are due wait for decisions, at most."""
+
 
 class BufferStatistics(Struct, frozen=True, kw_only=True):
     """What has become of a table's rows."""
@@ -35,6 +38,9 @@ class Buffer:
     beyond that its oldest `batch_size` rows are dropped, counted and handed to `on_dropped(table, rows)`. Candles among
     them can be fetched again, so the caller notes a gap. All other series are lost where the exchange does not keep
     them, and newer rows are worth more than older ones.
+
+    `run` begins no table while `is_deciding` says that decisions are on their way out, for up to `HOLD_S`: they would
+    share processor and database, and rows have time (without this, decisions of 600 symbols took twice as long).
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class Buffer:
         check_every_s: float = 5.0,
         max_rows: int = 100_000,
         on_dropped: Callable[[str, list[Row]], None] = lambda table, rows: None,
+        is_deciding: Callable[[], bool] = lambda: False,
     ) -> None:
         if not 0 < batch_size <= max_rows:
             raise ValueError(f"a batch of {batch_size} does not fit into a buffer of {max_rows} rows")
@@ -59,6 +66,7 @@ class Buffer:
         self._check_every_s = check_every_s
         self._max_rows = max_rows
         self._on_dropped = on_dropped
+        self._is_deciding = is_deciding
         self._tables = {name: _Waiting() for name in TABLES}
         self._away = False
         self._full = asyncio.Event()
@@ -85,7 +93,10 @@ class Buffer:
             await self._until_a_look_is_due()
             due = [name for name, waiting in self._tables.items() if self._is_due(waiting)]
             try:
-                await self._flush(due)
+                hold_until_s = self._clock.wall_s() + HOLD_S
+                for name in due:
+                    await self._until_decided(hold_until_s)
+                    await self._flush([name])
             except Unavailable as error:
                 if not self._away:
                     log.error("rows_wait", reason=str(error), action="flush")
@@ -112,6 +123,10 @@ class Buffer:
             )
             for name, waiting in self._tables.items()
         }
+
+    async def _until_decided(self, until_s: float) -> None:
+        while self._is_deciding() and self._clock.wall_s() < until_s:
+            await self._clock.sleep_wall(0.01)
 
     async def _until_a_look_is_due(self) -> None:
         look = asyncio.ensure_future(self._clock.sleep_wall(self._check_every_s))

@@ -13,7 +13,7 @@ as rows of a new last day come, and at once for rows of any other day.
 
 import asyncio
 import operator
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +24,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
-import msgspec
+from msgspec.structs import astuple, replace
 
 from perpline.common.config import masked_url
 from perpline.common.errors import NeedsPerson, Unavailable
@@ -33,7 +33,22 @@ from perpline.domain.signal import Decision, Message, Prediction
 from perpline.storage.archive import BATCH_ROWS, Archive, NewArchive
 from perpline.storage.migrate import migrate_postgresql, migrations
 from perpline.storage.sql import named_queries, sql_folder
-from perpline.storage.store import TABLES, Gap, Key, Row, Table, minute_key, outbox_row
+from perpline.storage.store import (
+    TABLES,
+    Columns,
+    Committed,
+    Deployment,
+    Gap,
+    Key,
+    ModelRow,
+    Row,
+    Table,
+    column_array,
+    joined,
+    minute_key,
+    outbox_payload,
+    stored_candle,
+)
 
 OLDEST_POSTGRES = 13
 CONNECT_TIMEOUT_S = 5.0
@@ -113,7 +128,7 @@ class PostgresStore:
     async def candles(self, interval: str, symbol: str, start: int, end: int) -> list[Candle]:
         query = f"SELECT {_CANDLE} FROM candles_{interval} WHERE symbol = $1 AND open_time >= $2 AND open_time < $3"
         rows = await self._reads.run(_fetch, f"{query} ORDER BY open_time", symbol, start, end)
-        return [Candle(interval, *row) for row in rows]
+        return [stored_candle(interval, tuple(row)) for row in rows]
 
     async def last_candles(self, interval: str, symbols: Iterable[str], count: int) -> dict[str, list[Candle]]:
         found: dict[str, list[Candle]] = {symbol: [] for symbol in symbols}
@@ -126,8 +141,19 @@ class PostgresStore:
             count,
         )
         for row in rows:
-            found[row["symbol"]].append(Candle(interval, *row))
+            found[row["symbol"]].append(stored_candle(interval, tuple(row)))
         return found
+
+    async def series(
+        self,
+        table: str,
+        symbol: str,
+        start: int,
+        end: int,
+        columns: Sequence[str],
+        only: Mapping[str, str] | None = None,
+    ) -> Columns:
+        return await self._reads.run(_series, TABLES[table], columns, {"symbol": symbol, **(only or {})}, start, end)
 
     async def commit_decisions(
         self,
@@ -135,11 +161,11 @@ class PostgresStore:
         predictions: Sequence[Prediction],
         messages: Sequence[Message],
         t_commit: int,
-    ) -> list[Decision]:
-        new = await self._decisions.run(self._commit_decisions, decisions, predictions, messages, t_commit)
+    ) -> Committed:
+        committed = await self._decisions.run(self._commit_decisions, decisions, predictions, messages, t_commit)
         for table in ("signals", "predictions"):
             self._make_next_day(table)
-        return new
+        return committed
 
     async def last_decided(self, slot: str) -> dict[str, int]:
         return dict(await self._reads.run(_fetch, self._queries["last_decided"], slot))
@@ -174,6 +200,21 @@ class PostgresStore:
     async def gaps(self, only_open: bool = False) -> list[Gap]:
         rows = await self._reads.run(_fetch, self._queries["gaps"], only_open)
         return [Gap(**dict(row)) for row in rows]
+
+    async def add_model(self, model_id: str, created_at: int, report: str) -> None:
+        await self._rows.run(_execute, self._queries["add_model"], model_id, created_at, report)
+
+    async def models(self) -> list[ModelRow]:
+        return [ModelRow(**dict(row)) for row in await self._reads.run(_fetch, self._queries["models"])]
+
+    async def add_deployment(
+        self, slot: str, model_id: str, effective_from: int, by: str, statuses: Mapping[str, str]
+    ) -> Deployment:
+        row = await self._rows.run(self._add_deployment, (slot, model_id, effective_from, by), statuses)
+        return Deployment(id=row, slot=slot, model_id=model_id, effective_from=effective_from, by=by)
+
+    async def deployments(self) -> list[Deployment]:
+        return [Deployment(**dict(row)) for row in await self._reads.run(_fetch, self._queries["deployments"])]
 
     async def row_counts(self) -> dict[str, int]:
         columns = await self._reads.run(_fetch, self._queries["columns"])
@@ -286,6 +327,13 @@ class PostgresStore:
             f"ORDER BY {order} ON CONFLICT ({key}) {conflict}"
         )
 
+    async def _add_deployment(self, connection: Connection, row: Row, statuses: Mapping[str, str]) -> int:
+        async with _transaction(connection):
+            [added] = await connection.fetch(self._queries["add_deployment"], *row)
+            for model_id, status in statuses.items():
+                await connection.execute(self._queries["set_model_status"], status, model_id)
+            return int(added["id"])
+
     # ---- decisions ----
 
     async def _commit_decisions(
@@ -295,7 +343,7 @@ class PostgresStore:
         predictions: Sequence[Prediction],
         messages: Sequence[Message],
         t_commit: int,
-    ) -> list[Decision]:
+    ) -> Committed:
         await self._make_days(connection, "signals", {decision.close_time for decision in decisions})
         await self._make_days(connection, "predictions", {prediction.close_time for prediction in predictions})
         parts = decisions, predictions, messages
@@ -313,10 +361,12 @@ class PostgresStore:
         predictions: Sequence[Prediction],
         messages: Sequence[Message],
         t_commit: int,
-        insert_new: Callable[[Connection, str, Sequence[str], list[Row]], Awaitable[None]],
-    ) -> list[Decision]:
+        insert_new: Callable[[Connection, str, Sequence[str], list[Row]], Awaitable[int]],
+    ) -> Committed:
         """One transaction. `insert_new` inserts what belongs to new decisions, and so can hardly be there already."""
-        async with _transaction(connection):
+        # Who decides for a slot does so alone: its numbers must have no gaps, and what is free must stay so.
+        locks = [_lock(slot) for slot in sorted({decision.slot for decision in decisions})]
+        async with _transaction(connection, *locks):
             seqs = await self._insert_decisions(connection, decisions, t_commit)
             lost = {minute_key(decision) for decision in decisions} - seqs.keys()
             for is_new, part in groupby(
@@ -324,21 +374,25 @@ class PostgresStore:
             ):
                 rows = [_row(one) for one in part]
                 await (insert_new if is_new else self._insert)(connection, "predictions", _PREDICTION, rows)
-            for is_new, some in groupby(
-                (one for one in messages if minute_key(one) not in lost), lambda one: minute_key(one) in seqs
-            ):
-                rows = [outbox_row(one, seqs.get(minute_key(one))) for one in some]
-                await (insert_new if is_new else self._insert)(connection, "outbox", _MESSAGE, rows)
-        return [decision for decision in decisions if seqs.pop(minute_key(decision), None) is not None]
+            sent = [one for one in messages if minute_key(one) not in lost]
+            ids = await connection.fetchval(self._queries["outbox_ids"], len(sent)) if sent else []
+            sent = [
+                replace(one, id=number, payload=outbox_payload(one, seqs.get(minute_key(one))))
+                for one, number in zip(sent, ids, strict=True)
+            ]
+            stored = 0
+            for is_new, some in groupby(sent, lambda one: minute_key(one) in seqs):
+                rows = list(map(astuple, some))
+                stored += await (insert_new if is_new else self._insert)(connection, "outbox", _MESSAGE, rows)
+        return Committed(
+            decisions=[decision for decision in decisions if seqs.pop(minute_key(decision), None) is not None],
+            messages=sent if stored == len(sent) else None,
+        )
 
     async def _insert_decisions(
         self, connection: Connection, decisions: Sequence[Decision], t_commit: int
     ) -> dict[Key, int]:
         """Insert those whose key is free, each with the next seq of its slot and symbol; returns these by key."""
-        for slot in sorted({decision.slot for decision in decisions}):
-            # Who decides for a slot does so alone: its numbers must have no gaps, and what is free must stay so.
-            lock = int.from_bytes(blake2b(f"perpline {slot}".encode(), digest_size=8).digest(), signed=True)
-            await connection.execute(f"SELECT pg_advisory_xact_lock({lock})")
         pairs = sorted({(decision.slot, decision.symbol) for decision in decisions})
         last = {
             (slot, symbol): (seq, close_time)
@@ -373,11 +427,12 @@ class PostgresStore:
         )
         return seqs
 
-    async def _copy(self, connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Row]) -> None:
+    async def _copy(self, connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Row]) -> int:
         try:
-            await connection.copy_records_to_table(table, columns=columns, records=rows)
+            answer = await connection.copy_records_to_table(table, columns=columns, records=rows)
         except (TypeError, OverflowError) as error:  # what a COPY makes of a value that its column cannot hold
             raise ValueError(str(error)) from error
+        return int(answer.split()[-1])
 
     async def _insert(
         self,
@@ -386,14 +441,15 @@ class PostgresStore:
         columns: Sequence[str],
         rows: list[Row],
         on_conflict: str = "ON CONFLICT DO NOTHING",
-    ) -> None:
+    ) -> int:
         """Insert rows in their order, in one statement: a list for each column. Takes three times as long as a COPY."""
         lists = ", ".join(f"${n}::{self._types[table][column]}[]" for n, column in enumerate(columns, 1))
-        await connection.execute(
+        answer = await connection.execute(
             f'INSERT INTO "{table}" ({_names(columns)}) SELECT {_names(columns)} '
             f"FROM unnest({lists}) WITH ORDINALITY AS arriving ({_names(columns)}, nth) ORDER BY nth {on_conflict}",
             *_transposed(rows, len(columns)),
         )
+        return int(answer.split()[-1])
 
     # ---- backups ----
 
@@ -477,7 +533,7 @@ class PostgresStore:
 _CANDLE = ", ".join(f'"{column}"' for column in TABLES["candles_1m"].columns)
 _DECISION = Decision.__struct_fields__
 _PREDICTION = Prediction.__struct_fields__
-_MESSAGE = Message.__struct_fields__[1:]
+_MESSAGE = Message.__struct_fields__
 
 
 class _Days:
@@ -591,11 +647,17 @@ def _checked(url: str) -> str:
 
 
 @asynccontextmanager
-async def _transaction(connection: Connection) -> AsyncIterator[None]:
-    """One transaction. It is taken back by giving up the connection, which its lane does after any error it sees."""
-    await connection.execute("BEGIN")
+async def _transaction(connection: Connection, *first: str) -> AsyncIterator[None]:
+    """One transaction, begun with these statements. It is taken back by giving up the connection, which its lane does
+    after any error it sees."""
+    await connection.execute("; ".join(["BEGIN", *first]))
     yield
     await connection.execute("COMMIT")
+
+
+def _lock(slot: str) -> str:
+    number = int.from_bytes(blake2b(f"perpline {slot}".encode(), digest_size=8).digest(), signed=True)
+    return f"SELECT pg_advisory_xact_lock({number})"
 
 
 async def _fetch(connection: Connection, query: str, *values: Any) -> list[Any]:
@@ -606,6 +668,22 @@ async def _fetch(connection: Connection, query: str, *values: Any) -> list[Any]:
 async def _fetch_all(connection: Connection, query: str) -> list[Any]:
     rows: list[Any] = await connection.fetch(query, timeout=WHOLE_TIMEOUT_S)
     return rows
+
+
+async def _series(
+    connection: Connection, table: Table, columns: Sequence[str], only: Mapping[str, str], start: int, end: int
+) -> Columns:
+    where = " AND ".join(f'"{column}" = ${n} COLLATE "C"' for n, column in enumerate(only, 3))
+    query = (
+        f'SELECT {_names(columns)} FROM "{table.name}" WHERE "{table.time}" >= $1 AND "{table.time}" < $2 AND {where} '
+        f"ORDER BY {_names((table.time, *table.key))}"
+    )
+    parts = []
+    async with connection.transaction(readonly=True):
+        cursor = await connection.cursor(query, start, end, *only.values(), timeout=WHOLE_TIMEOUT_S)
+        while rows := await cursor.fetch(BATCH_ROWS):
+            parts.append([column_array(column, [row[n] for row in rows]) for n, column in enumerate(columns)])
+    return joined(parts, columns)
 
 
 async def _execute(connection: Connection, query: str, *values: Any) -> None:
@@ -625,7 +703,7 @@ def _transposed(rows: Sequence[Row], columns: int) -> list[tuple[Any, ...]]:
 
 
 def _row(part: Decision | Prediction) -> Row:
-    return _without_nan(msgspec.structs.astuple(part))
+    return _without_nan(astuple(part))
 
 
 def _without_nan(row: Row) -> Row:

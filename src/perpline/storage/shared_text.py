@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import apsw
 
 from perpline.common.errors import NeedsPerson, Unavailable
+from perpline.storage.sqlite import wal_mode
 
 Result = TypeVar("Result")
 
@@ -67,7 +68,7 @@ class SqliteText:
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(str(self._path))
         connection.set_busy_timeout(round(TIMEOUT_S * 1000))
-        connection.execute("PRAGMA journal_mode=WAL")
+        wal_mode(connection, TIMEOUT_S)
         connection.execute("PRAGMA synchronous=OFF")
         connection.execute(_TABLE.format(table="texts"))
         return connection

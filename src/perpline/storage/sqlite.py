@@ -1,7 +1,8 @@
 """The store in one SQLite file.
 
 Through apsw only, in every process: it brings its own SQLite. Those before 3.51.3 can corrupt a WAL database that has
-two connections, and two copies of SQLite in one process break each other's file locks.
+two connections, those before 3.53 cannot make a column nullable (migration 2), and two copies of SQLite in one process
+break each other's file locks.
 
 WAL with synchronous=NORMAL: what was committed survives the death of the process at any instant. A loss of power may
 take the last commits with it, and never leaves half of one.
@@ -14,15 +15,18 @@ checkpoints, for that waits for the disk.
 import asyncio
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count, islice
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import apsw
 import msgspec
+from msgspec.structs import replace
 
 from perpline.common.errors import NeedsPerson, Unavailable
 from perpline.domain.candle import Candle
@@ -30,9 +34,24 @@ from perpline.domain.signal import Decision, Message, Prediction
 from perpline.storage.archive import Archive, columns_by_table, finish, unfinished
 from perpline.storage.migrate import migrate, migrations
 from perpline.storage.sql import named_queries
-from perpline.storage.store import TABLES, Gap, Key, Row, Table, minute_key, outbox_row
+from perpline.storage.store import (
+    TABLES,
+    Columns,
+    Committed,
+    Deployment,
+    Gap,
+    Key,
+    ModelRow,
+    Row,
+    Table,
+    column_array,
+    joined,
+    minute_key,
+    outbox_payload,
+    stored_candle,
+)
 
-OLDEST_SQLITE = (3, 51, 3)
+OLDEST_SQLITE = (3, 53, 0)
 BUSY_TIMEOUT_MS = 5000
 """How long a write waits for another process that is writing."""
 CHECKPOINT_PAGES = 4000
@@ -41,6 +60,10 @@ TRANSACTION_ROWS = 64
 faster (37 to 46 thousand rows a second with 64 to 512 and 600 symbols)."""
 STATEMENT_ROWS = 64
 """Rows in one INSERT."""
+SERIES_ROWS = 500
+"""Rows of a series that are turned into arrays at a time; 5,000 took a fifth longer, being out of the cache by then."""
+
+_WAL_RETRY_S = 0.01
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -88,8 +111,8 @@ class SqliteStore:
     async def open(self) -> None:
         if _version(apsw.sqlite_lib_version()) < OLDEST_SQLITE:
             raise NeedsPerson(
-                f"apsw brings SQLite {apsw.sqlite_lib_version()}, which can corrupt a database with two connections: "
-                "install apsw 3.54 or newer"
+                f"apsw brings SQLite {apsw.sqlite_lib_version()}, which is too old for two connections and for our "
+                "migrations: install apsw 3.54 or newer"
             )
         try:
             if self._read_only:
@@ -129,17 +152,28 @@ class SqliteStore:
         newest_first = {symbol: await self._read.run(_candles, interval, where, (symbol, count)) for symbol in symbols}
         return {symbol: candles[::-1] for symbol, candles in newest_first.items()}
 
+    async def series(
+        self,
+        table: str,
+        symbol: str,
+        start: int,
+        end: int,
+        columns: Sequence[str],
+        only: Mapping[str, str] | None = None,
+    ) -> Columns:
+        return await self._read.run(_series, TABLES[table], columns, {"symbol": symbol, **(only or {})}, start, end)
+
     async def commit_decisions(
         self,
         decisions: Sequence[Decision],
         predictions: Sequence[Prediction],
         messages: Sequence[Message],
         t_commit: int,
-    ) -> list[Decision]:
-        new = await self._write.run(_commit_decisions, self._queries, decisions, predictions, messages, t_commit)
+    ) -> Committed:
+        committed = await self._write.run(_commit_decisions, self._queries, decisions, predictions, messages, t_commit)
         if self._wal_pages >= CHECKPOINT_PAGES and (self._checkpointing is None or self._checkpointing.done()):
             self._checkpointing = asyncio.create_task(self._move_log(), name="sqlite checkpoint")
-        return new
+        return committed
 
     async def last_decided(self, slot: str) -> dict[str, int]:
         return dict(await self._read.run(_fetch, self._queries["last_decided"], (slot,)))
@@ -171,6 +205,25 @@ class SqliteStore:
     async def gaps(self, only_open: bool = False) -> list[Gap]:
         rows = await self._read.run(_fetch, self._queries["gaps"], (only_open,))
         return [Gap(**dict(zip(Gap.__struct_fields__, row, strict=True))) for row in rows]
+
+    async def add_model(self, model_id: str, created_at: int, report: str) -> None:
+        await self._write.run(_fetch, self._queries["add_model"], (model_id, created_at, report))
+
+    async def models(self) -> list[ModelRow]:
+        rows = await self._read.run(_fetch, self._queries["models"], ())
+        return [ModelRow(**dict(zip(ModelRow.__struct_fields__, row, strict=True))) for row in rows]
+
+    async def add_deployment(
+        self, slot: str, model_id: str, effective_from: int, by: str, statuses: Mapping[str, str]
+    ) -> Deployment:
+        deployment_id = await self._write.run(
+            _add_deployment, self._queries, (slot, model_id, effective_from, by), statuses
+        )
+        return Deployment(id=deployment_id, slot=slot, model_id=model_id, effective_from=effective_from, by=by)
+
+    async def deployments(self) -> list[Deployment]:
+        rows = await self._read.run(_fetch, self._queries["deployments"], ())
+        return [Deployment(**dict(zip(Deployment.__struct_fields__, row, strict=True))) for row in rows]
 
     async def row_counts(self) -> dict[str, int]:
         return await self._read.run(_row_counts, self._queries)
@@ -207,7 +260,7 @@ class SqliteStore:
 
     def _connect_to_write(self) -> apsw.Connection:
         connection = self._connect(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
-        if connection.execute("PRAGMA journal_mode=WAL").get != "wal":
+        if wal_mode(connection, BUSY_TIMEOUT_MS / 1000) != "wal":
             raise NeedsPerson(f"{self.path}: this file system cannot hold a WAL database (a network drive?)")
         connection.execute("PRAGMA synchronous=NORMAL")
         # Every minute touches a page of each symbol's end of the (symbol, time) indexes; 64 MB hold them.
@@ -292,6 +345,20 @@ class _Lane:
             raise ValueError(f"{self._path} refused a row: {error}") from error
 
 
+def wal_mode(connection: apsw.Connection, timeout_s: float) -> str:
+    """Set the journal mode WAL; returns the mode that the file now has.
+
+    Asks again while another connection does the same to a new file, for then SQLite refuses at once instead of waiting
+    for its busy timeout. Blocks. Raises apsw.BusyError after about `timeout_s`.
+    """
+    for _ in range(round(timeout_s / _WAL_RETRY_S)):
+        try:
+            return str(connection.execute("PRAGMA journal_mode=WAL").get)
+        except apsw.BusyError:
+            time.sleep(_WAL_RETRY_S)
+    return str(connection.execute("PRAGMA journal_mode=WAL").get)
+
+
 @contextmanager
 def _transaction(connection: apsw.Connection) -> Iterator[None]:
     """One transaction, which takes its turn before it reads, so that what it read still holds when it writes."""
@@ -342,7 +409,7 @@ def _commit_decisions(
     predictions: Sequence[Prediction],
     messages: Sequence[Message],
     t_commit: int,
-) -> list[Decision]:
+) -> Committed:
     with _transaction(connection):
         new = _insert_decisions(connection, queries, decisions, t_commit)
         seq = {minute_key(decision): number for decision, number in new}
@@ -354,18 +421,22 @@ def _commit_decisions(
             [msgspec.structs.astuple(prediction) for prediction in predictions if minute_key(prediction) not in lost],
             "ON CONFLICT DO NOTHING",
         )
-        _insert(
-            connection,
-            "outbox",
-            Message.__struct_fields__[1:],
-            [
-                outbox_row(message, seq.get(minute_key(message)))
-                for message in messages
-                if minute_key(message) not in lost
-            ],
-            "ON CONFLICT DO NOTHING",
-        )
-        return [decision for decision, _ in new]
+        before = connection.total_changes()
+        sent = [message for message in messages if minute_key(message) not in lost]
+        payloads = [outbox_payload(message, seq.get(minute_key(message))) for message in sent]
+        rows = [
+            (message.kind, message.slot, message.symbol, message.close_time, payload, message.valid_until)
+            for message, payload in zip(sent, payloads, strict=True)
+        ]
+        _insert(connection, "outbox", Message.__struct_fields__[1:], rows, "ON CONFLICT DO NOTHING")
+        stored = None
+        if connection.total_changes() - before == len(sent):
+            # Nobody else writes meanwhile: each row has the number after the one before.
+            ids = count(connection.last_insert_rowid() - len(sent) + 1)
+            stored = [
+                replace(message, id=next(ids), payload=payload) for message, payload in zip(sent, payloads, strict=True)
+            ]
+    return Committed(decisions=[decision for decision, _ in new], messages=stored)
 
 
 def _insert_decisions(
@@ -399,9 +470,28 @@ def _candles(connection: apsw.Connection, interval: str, where: str, values: Row
     columns = ", ".join(f'"{column}"' for column in table.columns)
     synthetic = table.columns.index("synthetic")
     return [
-        Candle(*(interval, *row[:synthetic], bool(row[synthetic]), *row[synthetic + 1 :]))
+        stored_candle(interval, (*row[:synthetic], bool(row[synthetic]), *row[synthetic + 1 :]))
         for row in _fetch(connection, f"SELECT {columns} FROM {table.name} WHERE {where}", values)
     ]
+
+
+def _series(
+    connection: apsw.Connection, table: Table, columns: Sequence[str], only: Mapping[str, str], start: int, end: int
+) -> Columns:
+    names = ", ".join(f'"{column}"' for column in columns)
+    where = " AND ".join(f'"{column}" = ?' for column in only)
+    order = ", ".join(f'"{column}"' for column in (table.time, *table.key))
+    cursor = connection.execute(
+        f'SELECT {names} FROM "{table.name}" WHERE {where} AND "{table.time}" >= ? AND "{table.time}" < ? '
+        f"ORDER BY {order}",
+        (*only.values(), start, end),
+    )
+    parts = []
+    while rows := list(islice(cursor, SERIES_ROWS)):
+        parts.append(
+            [column_array(column, values) for column, values in zip(columns, zip(*rows, strict=True), strict=True)]
+        )
+    return joined(parts, columns)
 
 
 def _open_gap(
@@ -411,6 +501,14 @@ def _open_gap(
         _fetch(connection, queries["add_gap"], (*hole, cause, detected_at))
         [[gap_id]] = _fetch(connection, queries["open_gap"], hole)
         return int(gap_id)
+
+
+def _add_deployment(connection: apsw.Connection, queries: dict[str, str], row: Row, statuses: Mapping[str, str]) -> int:
+    with _transaction(connection):
+        [[deployment_id]] = _fetch(connection, queries["add_deployment"], row)
+        for model_id, status in statuses.items():
+            _fetch(connection, queries["set_model_status"], (status, model_id))
+        return int(deployment_id)
 
 
 def _row_counts(connection: apsw.Connection, queries: dict[str, str]) -> dict[str, int]:

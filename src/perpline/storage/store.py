@@ -3,12 +3,15 @@
 `sqlite` and `postgres` do it; one conformance suite says what that means.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from msgspec import Struct
-from msgspec.structs import astuple, replace
+from msgspec.structs import astuple
+from numpy.typing import NDArray
 
 from perpline.domain.candle import Candle
 from perpline.domain.messages import with_number
@@ -17,6 +20,9 @@ from perpline.domain.signal import Decision, Message, Prediction
 Row = tuple[Any, ...]
 Key = tuple[str, str, int]
 """slot, symbol, close_time"""
+
+Columns = dict[str, NDArray[Any]]
+"""Equally long arrays by column name: one row each, ascending by time."""
 
 
 class Gap(Struct, frozen=True, kw_only=True):
@@ -34,6 +40,28 @@ class Gap(Struct, frozen=True, kw_only=True):
     """rest, ws, archive, or absent: the exchange itself has no such candle."""
 
 
+class ModelRow(Struct, frozen=True, kw_only=True):
+    """A row of `models`."""
+
+    model_id: str
+    status: str
+    """candidate, shadow, champion or retired, as the last order for it says."""
+    created_at: int
+    report: str
+    """The text of its report.json; empty where it has none."""
+
+
+class Deployment(Struct, frozen=True, kw_only=True):
+    """A row of `deployments`: this model in this slot for the minutes that close at `effective_from` and later."""
+
+    id: int
+    slot: str
+    model_id: str
+    """Empty: the slot has no model of its own any more."""
+    effective_from: int
+    by: str
+
+
 class Table(Struct, frozen=True, kw_only=True):
     """A table that takes rows in batches. `columns` give the order of a row's values."""
 
@@ -43,8 +71,16 @@ class Table(Struct, frozen=True, kw_only=True):
     newest_wins: str = ""
     """The column whose larger value replaces a row with the same key; empty: the first row stays, whatever follows."""
 
+    @property
+    def time(self) -> str:
+        """The column that says which instant a row is of."""
+        return next(column for column in self.key if column in _TIMES)
+
 
 _CANDLE = Candle.__struct_fields__[1:-1]
+_TIMES = {"open_time", "minute", "funding_time", "time", "period_end"}
+_TEXTS = {"symbol", "source", "kind", "ratio", "series", "field", "old", "new", "sources"}
+_WHOLE = {"trades", "log_open", "log_high", "log_low", "log_close", "samples", "updates", "revision"}
 _PRICE = ("symbol", "open_time", "open", "high", "low", "close", "source", "received_at")
 
 TABLES: dict[str, Table] = {
@@ -129,9 +165,42 @@ TABLES: dict[str, Table] = {
 """Every table that is written in batches, by name."""
 
 
+def column_array(column: str, values: Sequence[Any]) -> NDArray[Any]:
+    """The values of a column as an array: texts, bool, int64 or float64, as the column is.
+
+    What is not there (None) is NaN, and -1 in a column of whole numbers.
+    """
+    if column in _TEXTS:
+        return np.array(values, dtype=np.str_)
+    if column == "synthetic":
+        return np.fromiter(values, np.bool_, len(values))
+    whole = column in _WHOLE or column in _TIMES or column.endswith(("_time", "_at"))
+    dtype = np.int64 if whole else np.float64
+    try:
+        return np.fromiter(values, dtype, len(values))
+    except TypeError:
+        missing = -1 if whole else np.nan
+        return np.array([missing if value is None else value for value in values], dtype)
+
+
+def joined(parts: Sequence[list[NDArray[Any]]], columns: Sequence[str]) -> Columns:
+    """The columns of blocks of rows, one behind the other."""
+    if not parts:
+        return {column: column_array(column, ()) for column in columns}
+    return {column: np.concatenate(blocks) for column, *blocks in zip(columns, *parts, strict=True)}
+
+
 def candle_row(candle: Candle) -> Row:
     """The candle as a row of its table, candles_<interval>."""
     return astuple(candle)[1:-1]
+
+
+def stored_candle(interval: str, row: Row) -> Candle:
+    """The candle of a row of its table. What an imported file did not tell is NaN, and -1 trades."""
+    if None in row:
+        trades = TABLES["candles_1m"].columns.index("trades")
+        row = tuple((-1 if at == trades else math.nan) if value is None else value for at, value in enumerate(row))
+    return Candle(interval, *row)
 
 
 def minute_key(part: Decision | Prediction | Message) -> Key:
@@ -139,11 +208,20 @@ def minute_key(part: Decision | Prediction | Message) -> Key:
     return part.slot, part.symbol, part.close_time
 
 
-def outbox_row(message: Message, seq: int | None) -> Row:
-    """The message as a row of `outbox`, but its id; a signal with the seq of its decision, if that is new."""
+class Committed(Struct, frozen=True, kw_only=True):
+    """What `commit_decisions` has stored."""
+
+    decisions: list[Decision]
+    """Those that were new."""
+    messages: list[Message] | None
+    """The outbox's new rows, in its order and with their ids; None where some were there already."""
+
+
+def outbox_payload(message: Message, seq: int | None) -> str:
+    """What is stored: that of a signal with the seq of its decision, if that is new."""
     if message.kind == "signal" and seq is not None:
-        message = replace(message, payload=with_number(message.payload, "seq", seq))
-    return astuple(message)[1:]
+        return with_number(message.payload, "seq", seq)
+    return message.payload
 
 
 class Store(Protocol):
@@ -174,14 +252,29 @@ class Store(Protocol):
     async def last_candles(self, interval: str, symbols: Iterable[str], count: int) -> dict[str, list[Candle]]:
         """The newest `count` candles of each symbol, oldest first."""
 
+    async def series(
+        self,
+        table: str,
+        symbol: str,
+        start: int,
+        end: int,
+        columns: Sequence[str],
+        only: Mapping[str, str] | None = None,
+    ) -> Columns:
+        """These columns of a symbol's rows with start <= time < end, in the order of time and then of the key.
+
+        `only` names further columns of the key and the text that they must have. For long spans: a year of candles is
+        read in about a second, and beside other work.
+        """
+
     async def commit_decisions(
         self,
         decisions: Sequence[Decision],
         predictions: Sequence[Prediction],
         messages: Sequence[Message],
         t_commit: int,
-    ) -> list[Decision]:
-        """Store decisions, predictions and outbox messages in one transaction; returns the decisions that were new.
+    ) -> Committed:
+        """Store decisions, predictions and outbox messages in one transaction; returns what was new.
 
         The unique key (slot, symbol, close_time) decides who won: a decision that is already there stays as it is, and
         its prediction and message are not stored either. Each new decision gets the next `seq` of its slot and symbol,
@@ -211,6 +304,19 @@ class Store(Protocol):
     async def close_gap(self, gap_id: int, repaired_at: int, repaired_by: str) -> None: ...
 
     async def gaps(self, only_open: bool = False) -> list[Gap]: ...
+
+    async def add_model(self, model_id: str, created_at: int, report: str) -> None:
+        """Note a model as a candidate; one that is there already stays as it is."""
+
+    async def models(self) -> list[ModelRow]: ...
+
+    async def add_deployment(
+        self, slot: str, model_id: str, effective_from: int, by: str, statuses: Mapping[str, str]
+    ) -> Deployment:
+        """Add a row to `deployments` and give these models their new status, in one transaction."""
+
+    async def deployments(self) -> list[Deployment]:
+        """All of them, in the order they were added."""
 
     async def row_counts(self) -> dict[str, int]:
         """Number of rows by table, all tables of the schema but its own bookkeeping."""

@@ -79,6 +79,34 @@ async def test_a_full_batch_is_written_at_once(clock: ManualClock, store: FakeSt
     assert store.rows["candles_1m"] == rows(0, 1, 2)
 
 
+async def test_rows_wait_for_decisions_on_their_way_but_no_longer_than_a_second(
+    clock: ManualClock, store: FakeStore
+) -> None:
+    deciding = True
+    buffer = Buffer(store.add_rows, clock, batch_size=1, is_deciding=lambda: deciding)
+    async with running(buffer):
+        buffer.add("candles_1m", (1,))
+        await settle()
+        assert store.rows["candles_1m"] == []
+
+        deciding = False
+        clock.advance(0.01)
+        await settle()
+        assert store.rows["candles_1m"] == rows(1)
+
+        deciding = True
+        buffer.add("candles_1m", (2,))
+        await settle()
+        for _ in range(9):
+            clock.advance(0.1)
+            await settle()
+        assert store.rows["candles_1m"] == rows(1)
+
+        clock.advance(0.2)
+        await settle()
+        assert store.rows["candles_1m"] == rows(1, 2)
+
+
 async def test_a_lone_row_is_written_at_the_first_look_after_its_age(clock: ManualClock, store: FakeStore) -> None:
     buffer = Buffer(store.add_rows, clock, max_age_s=7, check_every_s=5)
     async with running(buffer):

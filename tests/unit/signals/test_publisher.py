@@ -25,8 +25,10 @@ class Outbox:
         self.published_at: dict[int, int] = {}
         self.away = False
         self.forgetful = False
+        self.reads: list[list[int]] = []
+        """What each read found, but those that found nothing."""
 
-    def put(self, count: int = 1, kind: str = "signal") -> None:
+    def put(self, count: int = 1, kind: str = "signal") -> list[Message]:
         for _ in range(count):
             n = len(self.messages)
             self.messages[n] = Message(
@@ -38,11 +40,15 @@ class Outbox:
                 payload=f'{{"n":{n}}}',
                 valid_until=10**15,
             )
+        return list(self.messages.values())[-count:]
 
     async def pending_messages(self, limit: int) -> list[Message]:
         if self.away:
             raise Unavailable("the database is away")
-        return [one for n, one in self.messages.items() if n not in self.published_at][:limit]
+        found = [one for n, one in self.messages.items() if n not in self.published_at][:limit]
+        if found:
+            self.reads.append([one.id for one in found])
+        return found
 
     async def mark_published(self, ids: list[int], published_at: int) -> None:
         if self.away or self.forgetful:
@@ -123,6 +129,85 @@ async def test_what_lies_in_the_outbox_at_the_start_is_published_in_order(
 
     assert bus.given == [0, 1, 2, 3, 4]
     assert outbox.published_at == dict.fromkeys(range(5), T0)
+
+
+async def test_messages_that_follow_on_the_last_ones_are_published_without_reading_them(
+    publisher: Publisher, outbox: Outbox, bus: Bus
+) -> None:
+    async with running(publisher):
+        for _ in range(3):
+            publisher.wake(outbox.put(2))
+            await settle()
+
+    assert bus.given == [0, 1, 2, 3, 4, 5]
+    assert outbox.published_at == dict.fromkeys(range(6), T0)
+    assert outbox.reads == [[0, 1]]
+
+
+async def test_messages_behind_those_of_another_process_never_overtake_them(
+    publisher: Publisher, outbox: Outbox, bus: Bus
+) -> None:
+    async with running(publisher):
+        publisher.wake(outbox.put())
+        await settle()
+        outbox.put(2)  # the other process'
+        publisher.wake(outbox.put())
+        publisher.wake(outbox.put())
+        await settle()
+
+    assert bus.given == [0, 1, 2, 3, 4]
+    assert outbox.reads == [[0], [1, 2, 3, 4]]
+
+
+async def test_messages_handed_over_while_the_bus_is_away_are_published_once_and_in_order(
+    publisher: Publisher, outbox: Outbox, bus: Bus, clock: ManualClock
+) -> None:
+    async with running(publisher):
+        publisher.wake(outbox.put())
+        await settle()
+        bus.away, bus.takes = True, 1
+        publisher.wake(outbox.put(2))
+        await settle()
+        publisher.wake(outbox.put(2))
+        await settle()
+        bus.away = False
+        clock.advance(30)
+        await settle()
+
+    assert bus.stream_numbers == ["0", "1", "2", "3", "4"]
+    assert sorted(outbox.published_at) == [0, 1, 2, 3, 4]
+    assert outbox.reads[-1] == [1, 2, 3, 4]
+
+
+@given(
+    st.lists(st.sampled_from(["ours", "ours not told", "theirs", "settle", "bus away", "bus back"]), max_size=30),
+    st.integers(1, 4),
+)
+async def test_whatever_is_handed_over_each_message_has_its_effect_once_and_in_order(
+    steps: list[str], batch_size: int
+) -> None:
+    clock, outbox, bus = ManualClock(T0), Outbox(), Bus()
+    publisher = made(outbox, bus, clock, batch_size=batch_size)
+    async with running(publisher):
+        for step in steps:
+            if step == "ours":
+                publisher.wake(outbox.put(2))
+            elif step == "ours not told":
+                outbox.put()
+                publisher.wake()
+            elif step == "theirs":
+                outbox.put()
+            elif step == "settle":
+                await settle()
+            else:
+                bus.away, bus.takes = step == "bus away", 1
+        bus.away = False
+        for _ in range(3):
+            clock.advance(30)
+            await settle()
+
+    assert bus.stream_numbers == [str(n) for n in range(len(outbox.messages))]
+    assert list(outbox.published_at) == list(range(len(outbox.messages)))
 
 
 async def test_a_wake_publishes_at_once(publisher: Publisher, outbox: Outbox, bus: Bus) -> None:

@@ -13,6 +13,10 @@ SELECT q.slot, q.symbol, q.seq, q.close_time
 FROM unnest($1::text[], $2::text[]) AS asked (slot, symbol)
 JOIN signal_seqs AS q ON q.slot = asked.slot COLLATE "C" AND q.symbol = asked.symbol COLLATE "C";
 
+-- name: outbox_ids
+-- The next $1 ids, which are nobody else's then.
+SELECT array_agg(nextval(pg_get_serial_sequence('outbox', 'id')) ORDER BY n) FROM generate_series(1, $1) AS n;
+
 -- name: last_decided
 SELECT symbol, close_time FROM signal_seqs WHERE slot = $1;
 
@@ -83,3 +87,18 @@ JOIN pg_class AS parent ON parent.oid = i.inhparent
 JOIN pg_class AS child ON child.oid = i.inhrelid
 WHERE parent.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())
 AND parent.relkind = 'p' AND child.relkind = 'r';
+
+-- name: add_model
+INSERT INTO models (model_id, status, created_at, report) VALUES ($1, 'candidate', $2, $3) ON CONFLICT DO NOTHING;
+
+-- name: models
+SELECT model_id, status, created_at, report FROM models ORDER BY created_at, model_id;
+
+-- name: add_deployment
+INSERT INTO deployments (slot, model_id, effective_from_close_time, "by") VALUES ($1, $2, $3, $4) RETURNING id;
+
+-- name: set_model_status
+UPDATE models SET status = $1 WHERE model_id = $2;
+
+-- name: deployments
+SELECT id, slot, model_id, effective_from_close_time AS effective_from, "by" FROM deployments ORDER BY id;

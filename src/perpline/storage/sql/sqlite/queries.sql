@@ -63,3 +63,18 @@ FROM gaps WHERE repaired_at IS NULL OR NOT ?1 ORDER BY id;
 -- name: tables
 SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%' AND name <> 'schema_migrations'
 ORDER BY name;
+
+-- name: add_model
+INSERT INTO models (model_id, status, created_at, report) VALUES (?, 'candidate', ?, ?) ON CONFLICT DO NOTHING;
+
+-- name: models
+SELECT model_id, status, created_at, report FROM models ORDER BY created_at, model_id;
+
+-- name: add_deployment
+INSERT INTO deployments (slot, model_id, effective_from_close_time, "by") VALUES (?, ?, ?, ?) RETURNING id;
+
+-- name: set_model_status
+UPDATE models SET status = ? WHERE model_id = ?;
+
+-- name: deployments
+SELECT id, slot, model_id, effective_from_close_time, "by" FROM deployments ORDER BY id;
