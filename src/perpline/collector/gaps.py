@@ -15,7 +15,14 @@ from msgspec import Struct, structs
 
 from perpline.common.clock import Clock
 from perpline.common.errors import Malformed, Refused, Unavailable
-from perpline.domain.candle import INTERVAL_MS, Candle, KlineUpdate, closed_candle, last_boundary
+from perpline.domain.candle import (
+    INTERVAL_MS,
+    Candle,
+    KlineUpdate,
+    closed_candle,
+    last_boundary,
+    synthetic_candle,
+)
 
 log = structlog.get_logger("perpline.candles")
 
@@ -51,9 +58,12 @@ class CandleSequence:
     `next_open` is the open time of the candle to be delivered next, None before the first one. It never goes back.
     """
 
-    def __init__(self, interval: str, next_open: int | None = None, max_held: int = 512) -> None:
+    def __init__(
+        self, interval: str, next_open: int | None = None, max_held: int = 512, last: Candle | None = None
+    ) -> None:
+        """`last`: the candle before `next_open`, delivered by an earlier process."""
         self.next_open = next_open
-        self.recent: deque[Candle] = deque(maxlen=8)
+        self.recent: deque[Candle] = deque([] if last is None else [last], maxlen=8)
         """The last delivered candles, to compare repeats with."""
         self._length = INTERVAL_MS[interval]
         self._max_held = max_held
@@ -75,6 +85,11 @@ class CandleSequence:
             # Bounded by giving up on the oldest hole: a candle that is here is worth more than one that is not.
             return Offered("held", self.skip(min(self._held)))
         return Offered("held", [])
+
+    def previous(self) -> Candle | None:
+        """The candle before `next_open`, None where that is not known."""
+        last = self.recent[-1] if self.recent else None
+        return last if last is not None and last.open_time + self._length == self.next_open else None
 
     def first_held(self) -> int | None:
         """Open time of the earliest candle that waits behind a hole."""
@@ -126,6 +141,10 @@ class ClosedCandles:
     still wanted (the features' window, or everything with gap_repair = "live"). Their candles go to `repaired` and not
     to `deliver`, for the position never goes back and a minute that was missed is never decided late.
 
+    A 1m candle that the exchange proves not to have is made (flat, synthetic: features.md 1.2, N2) and delivered like
+    any other, so that its minute is decided and no window restarts. Where the candle before it is not known the minute
+    is passed instead, as 15m and 1h candles always are.
+
     Without `fetch` (a replay: there is nobody to ask) a hole is given up as soon as it shows.
     """
 
@@ -170,16 +189,26 @@ class ClosedCandles:
         self.revisions = 0
         self.given_up: dict[Key, list[tuple[int, int]]] = {}
         """Holes that were passed because REST did not answer in time: [from, to), oldest first."""
+        self.synthetic = 0
+        """Minutes that the exchange does not have, and for which a candle was made."""
 
     # ---- the synchronous part: between bytes and decision ----
 
-    def expect(self, symbol: str, interval: str, next_open: int | None, load_until: int | None = None) -> None:
+    def expect(
+        self,
+        symbol: str,
+        interval: str,
+        next_open: int | None,
+        load_until: int | None = None,
+        last: Candle | None = None,
+    ) -> None:
         """Begin with this symbol: the next candle to be delivered opens at `next_open` (None: whichever comes).
 
-        What is missing before `load_until` is asked of REST at once and is no gap unless REST does not tell it.
+        What is missing before `load_until` is asked of REST at once and is no gap unless REST does not tell it. `last`
+        is the stored candle before `next_open`, if there is one.
         """
         key = (symbol, interval)
-        self._sequences[key] = CandleSequence(interval, next_open)
+        self._sequences[key] = CandleSequence(interval, next_open, last=last)
         if load_until is not None and next_open is not None and next_open < load_until:
             self._loading[key] = load_until
             self.heal(symbol, interval, load_until)
@@ -387,6 +416,14 @@ class ClosedCandles:
         assert start is not None
         self._ledger.opened(symbol, f"candles_{interval}", start, until, "absent at the exchange")
         self._ledger.closed(symbol, f"candles_{interval}", start, until, "absent")
+        while interval == "1m" and sequence.next_open is not None and sequence.next_open < until:
+            previous = sequence.previous()
+            if previous is None:
+                break
+            self.synthetic += 1
+            made = synthetic_candle(previous, self._clock.now_ms(), self._clock.now_us())
+            for candle in sequence.offer(made).delivered:
+                self._deliver(candle)
         for candle in sequence.skip(until):
             self._deliver(candle)
         self._gap_filled(key, sequence, "rest")
@@ -439,6 +476,8 @@ class ClosedCandles:
         if missing and not caught_up:
             return False
         try:
+            if missing and interval == "1m":
+                candles = await self._with_synthetic(symbol, hole, candles)
             if candles:
                 await self._repaired(candles)
         except Unavailable as error:
@@ -446,6 +485,22 @@ class ClosedCandles:
             return False
         self._ledger.closed(symbol, f"candles_{interval}", hole[0], hole[1], "absent" if missing else "rest")
         return True
+
+    async def _with_synthetic(self, symbol: str, hole: tuple[int, int], candles: list[Candle]) -> list[Candle]:
+        """The candles of a hole with those made that the exchange does not have, from the first known close on."""
+        length = INTERVAL_MS["1m"]
+        by_time = {candle.open_time: candle for candle in candles}
+        previous = await self._stored("1m", symbol, hole[0] - length)
+        filled: list[Candle] = []
+        for open_time in range(hole[0], hole[1], length):
+            candle = by_time.get(open_time)
+            if candle is None and previous is not None:
+                candle = synthetic_candle(previous, self._clock.now_ms(), self._clock.now_us())
+                self.synthetic += 1
+            if candle is not None:
+                filled.append(candle)
+            previous = candle
+        return filled
 
     async def _compare_old(self) -> None:
         while True:

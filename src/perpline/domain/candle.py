@@ -134,6 +134,37 @@ def closed_candle(update: KlineUpdate) -> Candle:
     )
 
 
+def synthetic_candle(previous: Candle, received_at: int, received_us: int = 0) -> Candle:
+    """The candle of a minute that the exchange itself does not have: flat at the close before, nothing traded.
+
+    features.md 1.2, N2. Live and history fill such a minute by this one function.
+    """
+    length = INTERVAL_MS[previous.interval]
+    return Candle(
+        interval=previous.interval,
+        symbol=previous.symbol,
+        open_time=previous.open_time + length,
+        close_time=previous.close_time + length,
+        open=previous.close,
+        high=previous.close,
+        low=previous.close,
+        close=previous.close,
+        volume=0.0,
+        quote_volume=0.0,
+        trades=0,
+        taker_buy_volume=0.0,
+        taker_buy_quote_volume=0.0,
+        log_open=previous.log_close,
+        log_high=previous.log_close,
+        log_low=previous.log_close,
+        log_close=previous.log_close,
+        synthetic=True,
+        source="rest",
+        received_at=received_at,
+        received_us=received_us,
+    )
+
+
 def last_boundary(now_ms: int, length_ms: int = MINUTE_MS) -> int:
     """The latest close boundary at or before this instant."""
     return now_ms - now_ms % length_ms

@@ -54,11 +54,21 @@ class MarketRest(Protocol):
     async def open_interest(self, symbol: str) -> OpenInterest:
         """Open interest now (kind spot_1m)."""
 
-    async def open_interest_hist(self, symbol: str, limit: int = 1) -> list[OpenInterest]:
-        """The newest 5-minute rows (kind hist_5m), oldest first; empty for a symbol the exchange does not know."""
+    async def open_interest_hist(
+        self, symbol: str, limit: int = 1, *, start: int | None = None, end: int | None = None
+    ) -> list[OpenInterest]:
+        """The newest 5-minute rows (kind hist_5m), oldest first; empty for a symbol the exchange does not know.
 
-    async def long_short_ratios(self, symbol: str, ratio: Ratio, limit: int = 1) -> list[LongShortRatio]:
-        """The newest 5-minute rows of a ratio, oldest first; empty for a symbol the exchange does not know."""
+        With both `start` and `end` those with start <= time < end, at most `limit` (500 the most) and a month back.
+        """
+
+    async def long_short_ratios(
+        self, symbol: str, ratio: Ratio, limit: int = 1, *, start: int | None = None, end: int | None = None
+    ) -> list[LongShortRatio]:
+        """The newest 5-minute rows of a ratio, oldest first; empty for a symbol the exchange does not know.
+
+        `start` and `end` as for `open_interest_hist`.
+        """
 
     async def funding_rates(
         self, symbol: str, *, start: int | None = None, end: int | None = None, limit: int = 100

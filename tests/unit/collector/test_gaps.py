@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from perpline.collector.gaps import CandleSequence, ClosedCandles, GapLedger
 from perpline.common.clock import ManualClock
 from perpline.common.errors import Unavailable
-from perpline.domain.candle import Candle, KlineUpdate, closed_candle
+from perpline.domain.candle import Candle, KlineUpdate, closed_candle, quantised_log
 
 MINUTE = 60_000
 TOTAL = 60
@@ -127,7 +127,7 @@ async def play(existing: set[int], steps: Step) -> Book:
     return book
 
 
-async def test_in_3000_seeded_histories_every_candle_that_exists_is_delivered_once_and_in_order() -> None:
+async def test_in_3000_seeded_histories_every_minute_is_delivered_once_in_order_and_made_where_it_is_absent() -> None:
     """Losses, repeats, old messages, disorder, REST a candle behind, minutes the exchange itself lacks."""
     for seed in range(3000):
         rng = random.Random(seed)
@@ -165,10 +165,11 @@ async def test_in_3000_seeded_histories_every_candle_that_exists_is_delivered_on
                 await settle(4)
 
         book = await play(set(existing), steps)
-        expected = sorted(existing | {TOTAL, TOTAL + 1})[: len(book.delivered)]
 
-        assert minutes(book.delivered) == expected, f"seed {seed}"
-        assert len(book.delivered) > len(existing), f"seed {seed}"
+        assert minutes(book.delivered) == list(range(len(book.delivered))), f"seed {seed}"
+        assert len(book.delivered) > TOTAL, f"seed {seed}"
+        made = {(each.open_time - START) // MINUTE for each in book.delivered if each.synthetic}
+        assert made == set(range(TOTAL)) - existing, f"seed {seed}"
         absent = {n for start, end, by in book.closed_gaps if by == "absent" for n in range(start, end)}
         assert absent == set(range(TOTAL)) - existing, f"seed {seed}"
 
@@ -296,8 +297,98 @@ async def test_a_minute_rest_lacks_is_marked_absent_only_when_rest_shows_a_later
 
     book = await play({0, 2}, steps)
 
-    assert minutes(book.delivered) == [0, 2]
+    assert minutes(book.delivered) == [0, 1, 2]
+    assert [each.synthetic for each in book.delivered] == [False, True, False]
     assert (1, 2, "absent") in book.closed_gaps
+
+
+async def test_a_minute_that_does_not_exist_is_flat_at_the_close_before_with_nothing_traded() -> None:
+    async def steps(closed: ClosedCandles, exchange: Exchange, clock: ManualClock) -> None:
+        closed.offer(closed_candle(kline(0, close=100.5)))
+        exchange.visible = 4
+        clock.set_ms(START + 4 * MINUTE + 300)
+        closed.offer(candle(3))
+        await settle()
+        assert closed.synthetic == 2
+
+    book = await play({0, 3}, steps)
+
+    before, *made, _ = book.delivered
+    log = quantised_log(100.5)
+    for n, each in enumerate(made, 1):
+        assert (each.open_time, each.close_time) == (START + n * MINUTE, START + (n + 1) * MINUTE - 1)
+        assert {each.open, each.high, each.low, each.close} == {before.close}
+        assert {each.log_open, each.log_high, each.log_low, each.log_close} == {log}
+        assert {each.volume, each.quote_volume, each.taker_buy_volume, each.taker_buy_quote_volume, each.trades} == {0}
+        assert (each.synthetic, each.source) == (True, "rest")
+
+
+async def test_the_real_candle_of_a_minute_that_was_made_is_a_revision() -> None:
+    async def steps(closed: ClosedCandles, exchange: Exchange, clock: ManualClock) -> None:
+        closed.offer(candle(0))
+        exchange.visible = 3
+        clock.set_ms(START + 3 * MINUTE + 300)
+        closed.offer(candle(2))
+        await settle()
+        assert closed.offer(candle(1)) == "old"
+
+    book = await play({0, 2}, steps)
+
+    assert minutes(book.delivered) == [0, 1, 2]
+    assert (START + MINUTE, "volume", "0.0", "3.0", "rest,ws") in [
+        (row[2], row[3], row[4], row[5], row[6]) for row in book.revised
+    ]
+
+
+async def test_an_absent_minute_with_nothing_known_before_it_is_passed_and_not_made_up() -> None:
+    async def steps(closed: ClosedCandles, exchange: Exchange, clock: ManualClock) -> None:
+        exchange.visible = 3
+        clock.set_ms(START + 3 * MINUTE + 300)
+        closed.offer(candle(2))
+        await settle()
+
+    book = await play({2}, steps)
+
+    assert minutes(book.delivered) == [2]
+    assert (0, 2, "absent") in book.closed_gaps
+
+
+async def test_the_stored_candle_of_an_earlier_process_is_what_the_first_absent_minute_is_made_of() -> None:
+    async def steps(closed: ClosedCandles, exchange: Exchange, clock: ManualClock) -> None:
+        closed.expect("BTCUSDT", "1m", START + MINUTE, last=closed_candle(kline(0, close=102.0)))
+        exchange.visible = 3
+        clock.set_ms(START + 3 * MINUTE + 300)
+        closed.offer(candle(2))
+        await settle()
+
+    book = await play({0, 2}, steps)
+
+    assert [(each.close, each.synthetic) for each in book.delivered] == [(102.0, True), (100.0, False)]
+
+
+async def test_an_absent_minute_of_a_gap_that_was_given_up_is_made_when_the_rest_is_repaired() -> None:
+    async def steps(closed: ClosedCandles, exchange: Exchange, clock: ManualClock) -> None:
+        exchange.away = True
+        clock.set_ms(START + 5 * MINUTE + 300)
+        closed.offer(candle(0))
+        closed.offer(candle(4))
+        for _ in range(20):
+            clock.advance(2.0)
+            await settle()
+        exchange.away = False
+        exchange.visible = 5
+        clock.advance(15.0)
+        await settle()
+
+    book = await play({0, 1, 3, 4}, steps)
+
+    assert minutes(book.delivered) == [0, 4]
+    assert [(minute, each.synthetic) for minute, each in zip(minutes(book.repaired), book.repaired, strict=True)] == [
+        (1, False),
+        (2, True),
+        (3, False),
+    ]
+    assert book.closed_gaps == [(1, 4, "absent")]
 
 
 async def test_a_candle_that_comes_while_recovery_still_loads_the_ones_before_is_no_gap() -> None:

@@ -9,7 +9,7 @@ import pytest
 from perpline.collector.rest_poller import RestPoller
 from perpline.common.clock import ManualClock
 from perpline.common.errors import Malformed, RateLimited, Refused, Unavailable
-from perpline.domain.market import FundingRate, LongShortRatio, OpenInterest, PriceCandle, PriceSeries, Ratio
+from perpline.domain.market import RATIOS, FundingRate, LongShortRatio, OpenInterest, PriceCandle, PriceSeries, Ratio
 from perpline.storage.store import TABLES
 
 MINUTE = 60_000
@@ -200,6 +200,21 @@ async def test_a_row_seen_late_counts_as_known_when_it_was_seen() -> None:
 
     row = next(row for row in bench.table("open_interest") if row["kind"] == "hist_5m" and row["time"] == START + FIVE)
     assert row["known_at"] >= START + FIVE + 200_000
+
+
+@pytest.mark.parametrize("delay_s", range(0, 601, 75))
+async def test_whenever_a_row_arrives_it_counts_as_known_then_but_never_before_the_two_minutes(delay_s: int) -> None:
+    """L3 of features.md, the part of the arrival."""
+    async with polling(1) as bench:
+        bench.exchange.publish_after_ms = delay_s * 1000
+        await bench.live(25 * 60)
+
+    rows = bench.table("long_short_ratio")
+    assert {row["ratio"] for row in rows} == set(RATIOS)
+    for row in rows:
+        assert row["first_seen_at"] >= row["period_end"] + delay_s * 1000
+        assert row["known_at"] == max(row["period_end"] + 120_000, row["first_seen_at"])
+        assert row["revision"] == 0
 
 
 async def test_a_value_that_changes_later_becomes_a_revision() -> None:

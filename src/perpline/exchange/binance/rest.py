@@ -242,11 +242,12 @@ class BinanceRest:
             raise Malformed(f"{answer.what}: asked for {symbol}, told of {row.symbol!r}")
         return OpenInterest(symbol, row.time, row.open_interest, None, "spot_1m", answer.received_us // 1000)
 
-    async def open_interest_hist(self, symbol: str, limit: int = 1) -> list[OpenInterest]:
+    async def open_interest_hist(
+        self, symbol: str, limit: int = 1, *, start: int | None = None, end: int | None = None
+    ) -> list[OpenInterest]:
         """As the port says; `known_at` is the time of receipt."""
-        rows, answer = await self._get(
-            list[OpenInterestHistRow], endpoints.OPEN_INTEREST_HIST, symbol=symbol, period="5m", limit=limit
-        )
+        wanted: dict[str, str | int] = {"symbol": symbol, "period": "5m", "limit": limit, **_window(start, end)}
+        rows, answer = await self._get(list[OpenInterestHistRow], endpoints.OPEN_INTEREST_HIST, **wanted)
         _check_order(answer, [row.timestamp for row in rows])
         return [
             OpenInterest(
@@ -258,23 +259,27 @@ class BinanceRest:
                 known_at=answer.received_us // 1000,
             )
             for row in rows
+            if _inside(row.timestamp, start, end)
         ]
 
-    async def long_short_ratios(self, symbol: str, ratio: Ratio, limit: int = 1) -> list[LongShortRatio]:
+    async def long_short_ratios(
+        self, symbol: str, ratio: Ratio, limit: int = 1, *, start: int | None = None, end: int | None = None
+    ) -> list[LongShortRatio]:
         """As the port says; `known_at` and `first_seen_at` are the time of receipt."""
+        wanted: dict[str, str | int] = {"symbol": symbol, "period": "5m", "limit": limit, **_window(start, end)}
         if ratio == "taker":
-            flows, answer = await self._get(
-                list[TakerRatioRow], endpoints.RATIOS[ratio], symbol=symbol, period="5m", limit=limit
-            )
+            flows, answer = await self._get(list[TakerRatioRow], endpoints.RATIOS[ratio], **wanted)
             values = [(row.timestamp, row.buy_sell_ratio, row.buy_vol, row.sell_vol) for row in flows]
         else:
-            shares, answer = await self._get(
-                list[AccountRatioRow], endpoints.RATIOS[ratio], symbol=symbol, period="5m", limit=limit
-            )
+            shares, answer = await self._get(list[AccountRatioRow], endpoints.RATIOS[ratio], **wanted)
             values = [(row.timestamp, row.long_short_ratio, row.long_account, row.short_account) for row in shares]
         _check_order(answer, [period_end for period_end, *_ in values])
         seen_at = answer.received_us // 1000
-        return [LongShortRatio(symbol, ratio, *row, known_at=seen_at, first_seen_at=seen_at) for row in values]
+        return [
+            LongShortRatio(symbol, ratio, *row, known_at=seen_at, first_seen_at=seen_at)
+            for row in values
+            if _inside(row[0], start, end)
+        ]
 
     async def funding_rates(
         self, symbol: str, *, start: int | None = None, end: int | None = None, limit: int = 100
