@@ -44,7 +44,7 @@ Price = Annotated[str, Meta(max_length=64, description="Decimal text.")]
 Milliseconds = Annotated[float, Meta(description="Wall milliseconds.")]
 
 
-class Flags(Struct, frozen=True):
+class Flags(Struct, frozen=True, gc=False):
     """What a signal's quality rests on."""
 
     late: Annotated[int, Meta(description="Bits of the inputs that came late; 0 for none.")]
@@ -52,7 +52,7 @@ class Flags(Struct, frozen=True):
     xs: Annotated[int, Meta(description="Symbols that were decided together with this one.")]
 
 
-class SignalDraft(Struct, frozen=True, kw_only=True):
+class SignalDraft(Struct, frozen=True, kw_only=True, gc=False):
     """A signal as the engine writes it: the store adds `seq` when it commits, the publisher `t_pub_us`."""
 
     v: Version = 1
@@ -77,7 +77,7 @@ class SignalDraft(Struct, frozen=True, kw_only=True):
     flags: Flags
 
 
-class Signal(SignalDraft, frozen=True, kw_only=True):
+class Signal(SignalDraft, frozen=True, kw_only=True, gc=False):
     """The decision for one symbol and minute. Channel sig.{sym}, stream sig:{slot}:{sym}, hash last:{slot}:{sym}.
 
     One for every minute of every symbol, also without a trade, but those nobody decided in time (skipped_missed).
@@ -143,8 +143,8 @@ class Position(Struct, frozen=True, kw_only=True):
     t_pub_us: PublishedUs
 
 
-class Model(Struct, frozen=True, kw_only=True):
-    """Another model decides from a minute on. Channel sig.model. Not sent yet: it comes with models from files."""
+class ModelDraft(Struct, frozen=True, kw_only=True):
+    """The change of the model as the engine writes it; the publisher adds `t_pub_us`."""
 
     v: Version = 1
     type: Literal["model"] = "model"
@@ -152,6 +152,11 @@ class Model(Struct, frozen=True, kw_only=True):
     since: CloseTime = field(name="from")
     model: str
     prev: Annotated[str | None, Meta(description="The model before.")]
+
+
+class Model(ModelDraft, frozen=True, kw_only=True):
+    """Another model decides from a minute on; sent with that minute's first decisions. Channel sig.model."""
+
     t_pub_us: PublishedUs
 
 

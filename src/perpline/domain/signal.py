@@ -1,4 +1,8 @@
-"""A decision: what was concluded for one symbol at one close boundary T, and why."""
+"""A decision: what was concluded for one symbol at one close boundary T, and why.
+
+gc=False: these hold nothing that could refer back to them, and hundreds are made at each close, where the collector
+would stop to count them.
+"""
 
 from enum import StrEnum
 from hashlib import blake2b
@@ -30,7 +34,7 @@ class Status(StrEnum):
     """A signal of this symbol is still open or was recent."""
 
 
-class Decision(Struct, frozen=True, kw_only=True):
+class Decision(Struct, frozen=True, kw_only=True, gc=False):
     """One row of `signals`; its fields are the table's columns in their order (`seq` and `t_commit` are the store's).
 
     Prices that our orders will use are decimal text; times are milliseconds, `t_*` microseconds of our clock.
@@ -76,7 +80,7 @@ class Decision(Struct, frozen=True, kw_only=True):
     engine_ver: str = ""
 
 
-class Prediction(Struct, frozen=True, kw_only=True):
+class Prediction(Struct, frozen=True, kw_only=True, gc=False):
     """One row of `predictions`: what a model said, whether or not it was traded, with the exact vector it was given."""
 
     slot: str
@@ -92,7 +96,7 @@ class Prediction(Struct, frozen=True, kw_only=True):
     feat_ref: str
 
 
-class Message(Struct, frozen=True, kw_only=True):
+class Message(Struct, frozen=True, kw_only=True, gc=False):
     """One outbox row on its way out.
 
     `kind` is signal, close, position, model or mode. `payload` is the JSON text that consumers get (features.md 4.3).

@@ -1,0 +1,119 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from perpline.domain.exit_rule import (
+    OPEN,
+    STOP,
+    STOP_FIRST,
+    TARGET,
+    TIMEOUT,
+    LabelRule,
+    exit_levels,
+    exit_reason,
+    label_hash,
+    touched_level,
+)
+from perpline.domain.fill import entry_fill, exit_fill, funding_paid, gross_return, last_at_level, net_return
+
+RULE = LabelRule(tp_pct=1.0, sl_pct=1.0, horizon_s=14_400, cost_bp=14.0)
+
+
+def test_the_label_hash_changes_with_every_field_of_the_rule() -> None:
+    others = [structs.replace(RULE, price="last")]
+    others += [structs.replace(RULE, **{name: 2}) for name in ("tp_pct", "sl_pct", "horizon_s", "cost_bp")]
+
+    assert label_hash(LabelRule(1.0, 1.0, 14_400, 14.0)) == label_hash(RULE)
+    assert len({label_hash(each) for each in [RULE, *others]}) == 6
+
+
+@pytest.mark.parametrize(
+    ("tp", "sl", "cost", "random", "lift"),
+    [(0.3, 0.3, 14, 0.5, 0.233), (1, 1, 14, 0.5, 0.07), (1, 0.5, 14, 0.333, 0.093), (2, 1, 14, 0.333, 0.047)],
+)
+def test_the_needed_lift_is_that_of_the_table(tp: float, sl: float, cost: float, random: float, lift: float) -> None:
+    rule = LabelRule(tp, sl, 14_400, cost)
+
+    assert (rule.random, rule.lift_needed) == (pytest.approx(random, abs=1e-3), pytest.approx(lift, abs=1e-3))
+
+
+@given(st.floats(0, 100))
+def test_fees_and_slippage_of_both_sides_make_up_the_cost(cost_bp: float) -> None:
+    rule = structs.replace(RULE, cost_bp=cost_bp)
+
+    assert 2 * (rule.slip_bp + rule.fee_bp) == pytest.approx(cost_bp)
+    assert 0 <= rule.slip_bp <= 2
+
+
+def test_levels_lie_on_the_side_where_the_position_wins_and_loses() -> None:
+    assert exit_levels(1, 200.0, 1.0, 0.5) == (202.0, 199.0)
+    assert exit_levels(-1, 200.0, 1.0, 0.5) == pytest.approx((198.0, 201.0))
+
+
+@pytest.mark.parametrize(
+    ("side", "high", "low", "reason"),
+    [
+        (1, 101.0, 99.5, TARGET),  # to reach a level is to touch it
+        (1, 100.5, 99.0, STOP),
+        (1, 101.0, 99.0, STOP_FIRST),
+        (1, 100.9, 99.1, OPEN),
+        (-1, 100.5, 99.0, TARGET),
+        (-1, 101.0, 99.5, STOP),
+        (-1, 101.0, 99.0, STOP_FIRST),
+    ],
+)
+def test_the_first_touch_decides(side: int, high: float, low: float, reason: int) -> None:
+    target, stop = exit_levels(side, 100.0, 1.0, 1.0)
+
+    assert exit_reason(side, target, stop, high, low, 60_000, 120_000) == reason
+
+
+def test_time_ends_what_no_level_did_and_a_touch_in_the_last_minute_counts() -> None:
+    assert exit_reason(1, 101.0, 99.0, 100.1, 99.9, 119_999, 120_000) == OPEN
+    assert exit_reason(1, 101.0, 99.0, 100.1, 99.9, 120_000, 120_000) == TIMEOUT
+    assert exit_reason(1, 101.0, 99.0, 101.0, 99.9, 120_000, 120_000) == TARGET
+
+
+def test_a_stop_that_was_jumped_over_fills_where_the_minute_began() -> None:
+    assert touched_level(1, STOP, 101.0, 99.0, 98.0) == 98.0
+    assert touched_level(-1, STOP, 99.0, 101.0, 102.5) == 102.5
+    assert touched_level(1, STOP_FIRST, 101.0, 99.0, 100.0) == 99.0
+    assert touched_level(1, TARGET, 101.0, 99.0, 103.0) == 101.0
+
+
+@given(st.sampled_from([1, -1]), st.lists(st.floats(90, 110), min_size=1, max_size=20))
+def test_ticks_one_by_one_and_their_minute_agree_unless_it_is_ambiguous(side: int, ticks: list[float]) -> None:
+    target, stop = exit_levels(side, 100.0, 3.0, 2.0)
+
+    at_once = exit_reason(side, target, stop, max(ticks), min(ticks), 0, 1)
+    one_by_one = next(
+        (reason for tick in ticks if (reason := exit_reason(side, target, stop, tick, tick, 0, 1)) != OPEN), OPEN
+    )
+
+    assert at_once == one_by_one or (at_once == STOP_FIRST and one_by_one in (TARGET, STOP))
+
+
+def test_a_round_trip_at_one_price_costs_what_the_rule_says() -> None:
+    bought, sold = entry_fill(1, 100.0, RULE.slip_bp), exit_fill(1, 100.0, RULE.slip_bp)
+
+    assert net_return(1, bought, sold, RULE.fee_bp, 0.0) == pytest.approx(-14e-4, rel=1e-3)
+
+
+@given(st.sampled_from([1, -1]), st.floats(50, 150), st.floats(50, 150), st.floats(0, 10))
+def test_costs_never_help(side: int, entry: float, exit: float, slip_bp: float) -> None:
+    net = net_return(side, entry_fill(side, entry, slip_bp), exit_fill(side, exit, slip_bp), 5.0, 0.0)
+
+    assert net < gross_return(side, entry, exit)
+
+
+def test_a_long_pays_positive_funding_and_a_short_gets_it() -> None:
+    assert funding_paid(1, 0.0001 * 102.0, 100.0) == pytest.approx(1.02e-4)
+    assert funding_paid(-1, 0.0001 * 102.0, 100.0) == pytest.approx(-1.02e-4)
+
+
+def test_an_order_fills_beside_its_level_by_the_distance_of_last_and_mark() -> None:
+    assert last_at_level(99.0, 100.2, 100.0) == pytest.approx(99.0 * 1.002)
+    assert math.isclose(gross_return(-1, 100.0, 99.0), math.log(100 / 99))
