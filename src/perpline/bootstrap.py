@@ -4,7 +4,7 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,29 +30,33 @@ from perpline.domain.market import BookTicker, MarkPrice
 from perpline.exchange.binance import endpoints
 from perpline.exchange.binance.budget import SharedText
 from perpline.exchange.binance.decode import (
+    FORMING,
     Control,
     Dropped,
     FieldWatch,
     book_ticker_head,
     decode,
     decode_book_ticker,
+    decode_kline,
+    kline_head,
     stream_of,
 )
 from perpline.exchange.binance.rest import BinanceRest
 from perpline.exchange.binance.weight import WeightLedger
 from perpline.exchange.ports import MarketRest
-from perpline.features.live import LiveFeatures
-from perpline.inference.baseline import Baseline
+from perpline.features.live import LiveFeatures, compile_kernel
+from perpline.inference.registry import Deployed, ModelLoader
 from perpline.signals.engine import Market, SignalEngine
 from perpline.signals.publisher import Publisher
+from perpline.storage.history import HISTORY_TABLES, symbol_history
 from perpline.storage.shared_text import PostgresText, SqliteText
 from perpline.storage.sqlite import SqliteStore
 from perpline.storage.store import Row, Store, candle_row
-from perpline.websocket.book_lane import BookLane
 from perpline.websocket.connection import Connection, Deadlines
 from perpline.websocket.handlers.book_ticker_handler import BookTickerHandler
 from perpline.websocket.handlers.kline_handler import KlineHandler
 from perpline.websocket.handlers.mark_price_handler import MarkPriceHandler
+from perpline.websocket.lane import Lane
 from perpline.websocket.stream_router import StreamRouter
 from perpline.websocket.subscriptions import STREAM_TYPES, plan_connections
 
@@ -64,8 +68,19 @@ FUTURE_TOLERANCE_MS = 5 * MINUTE_MS
 LOOK_AT_FIELDS_EVERY = 16
 """Live, so many messages are routed for each one whose field names are checked; a replay checks all."""
 
+LEAST_LOOKBACK_MIN = 241
+"""Minutes held where no model says how many it needs."""
+
 CACHED_CANDLES = 96
 """15m and 1h candles loaded for each symbol at the first start: a day and four days."""
+
+
+def make_data_dir(settings: Settings) -> None:
+    """Make the folder that holds the default database, if it is not there. Raises NeedsPerson where that fails."""
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NeedsPerson(f"cannot make the data folder {settings.data_dir}: {error.strerror or error}") from None
 
 
 def open_store(url: str, *, read_only: bool = False) -> Store:
@@ -192,13 +207,16 @@ class Parts:
     ledger: GapLedger
     buffer: Buffer
     features: LiveFeatures
-    model: Baseline
     engine: SignalEngine
     publisher: Publisher
     fields: FieldWatch
     malformed: MalformedFile
     dropped: dict[str, int] = field(default_factory=dict)
     """Messages left out on purpose, by reason."""
+    loader: ModelLoader | None = None
+    """None in a replay, which goes on with what it began with."""
+    other_tables: Collection[str] = ()
+    """The tables beside the candles that the models' features look back on."""
 
     @property
     def symbols(self) -> list[str]:
@@ -216,10 +234,7 @@ async def opened_parts(settings: Settings, rng: random.Random) -> AsyncIterator[
 
     Raises NeedsPerson for what only a person can mend, Unavailable where exchange, database or bus do not answer.
     """
-    try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NeedsPerson(f"cannot make the data folder {settings.data_dir}: {error.strerror or error}") from None
+    make_data_dir(settings)
     clock = await make_clock(settings)
     rest = make_rest(settings, clock)
     store = open_store(settings.database_url.get_secret_value())
@@ -229,7 +244,11 @@ async def opened_parts(settings: Settings, rng: random.Random) -> AsyncIterator[
         await measure_offset(clock, rest)
         await store.open()
         await bus.open()
-        yield make_parts(settings, clock, store, bus, instruments, rest, rng), rest
+        loader = ModelLoader(store, clock, settings.models_dir, settings.slot, book_minutes=settings.book_minutes)
+        parts = make_parts(settings, clock, store, bus, instruments, rest, rng, await loader.at_start())
+        loader.holds(parts.features.lookback_min, parts.features.cross_section, parts.other_tables)
+        parts.loader = loader
+        yield parts, rest
     finally:
         await bus.close()
         await store.close()
@@ -244,14 +263,21 @@ def make_parts(
     instruments: dict[str, Instrument],
     rest: MarketRest | None,
     rng: random.Random,
+    deployed: Sequence[Deployed],
 ) -> Parts:
-    """Join everything that lies between a message and the outbox.
+    """Join everything that lies between a message and the outbox. `deployed` is what decides and what is to come.
 
     Without `rest` (a replay) nothing is ever fetched, and symbols are followed from their first kline on.
     """
     ledger = GapLedger(clock, store.open_gap, store.close_gap)
-    features = LiveFeatures(instruments)
-    model = Baseline()
+    compile_kernel()  # here and not at the first close: it takes seconds where it was never done
+    models = [each.model for each in deployed if each.model is not None]
+    features = LiveFeatures(
+        instruments,
+        max((model.lookback_min for model in models), default=LEAST_LOOKBACK_MIN),
+        cross_section=any(model.cross_section for model in models),
+    )
+    other_tables = frozenset[str]().union(*(model.tables for model in models)) & HISTORY_TABLES.keys() - {"candles_1m"}
 
     def dropped_rows(table: str, rows: Sequence[Row]) -> None:
         interval = table.removeprefix("candles_")
@@ -266,18 +292,32 @@ def make_parts(
         max_age_s=settings.buffer_max_age_s,
         max_rows=settings.buffer_max_rows,
         on_dropped=dropped_rows,
+        is_deciding=lambda: engine.is_deciding,
     )
     marks = MarkPriceHandler(partial(buffer.add, "premium_index"))
-    lane = None
+
+    def streams_of(kind: str) -> dict[str, str]:
+        return {endpoints.stream_name(symbol, kind): symbol for symbol in instruments}
+
+    def unreadable(data: bytes, received_us: int, error: Malformed) -> None:
+        router.set_aside(data, received_us, error)
+
+    book_lane: Lane[BookTicker] | None = None
+    kline_lanes: dict[str, Lane[KlineUpdate]] = {}
     if rest is not None and not settings.book_minutes:
-        streams = {endpoints.stream_name(symbol, "bookTicker"): symbol for symbol in instruments}
-        lane = BookLane(
-            streams,
-            book_ticker_head,
-            decode_book_ticker,
-            lambda data, received_us, error: router.set_aside(data, received_us, error),
-        )
-    books = BookTickerHandler(partial(buffer.add, "book_minutes"), lane)
+        book_lane = Lane("bookTicker", streams_of("bookTicker"), book_ticker_head, decode_book_ticker, unreadable)
+        kline_lanes = {
+            interval: Lane(kind, streams_of(kind), kline_head, decode_kline, unreadable, only=FORMING)
+            for interval in INTERVAL_MS
+            for kind in [f"kline_{interval}"]
+        }
+
+    def book_minute_ended(row: Row) -> None:
+        buffer.add("book_minutes", row)
+        if "book_minutes" in other_tables:
+            features.add_row("book_minutes", row)
+
+    books = BookTickerHandler(book_minute_ended, book_lane)
     publisher = Publisher(store, bus, clock, rng, on_published=lambda messages, wall_us: engine.on_published(messages))
 
     def last_1m(symbol: str) -> Candle | None:
@@ -287,16 +327,18 @@ def make_parts(
         clock=clock,
         store=store,
         features=features,
-        model=model,
+        deployed=deployed,
         market=Market(marks.latest.get, books.get, last_1m, instruments.get),
         slot=settings.slot,
         decide_within_s=settings.decide_within_s,
         wake_publisher=publisher.wake,
+        end_book_minutes=books.end_minutes if "book_minutes" in other_tables else None,
     )
     klines = KlineHandler(
         add_row=lambda candle: buffer.add(f"candles_{candle.interval}", candle_row(candle)),
         add_to_features=features.add,
         on_1m_candle_close=engine.on_1m_candle_close,
+        lanes=kline_lanes,
     )
 
     async def fetch(symbol: str, interval: str, start: int, end: int) -> list[KlineUpdate]:
@@ -314,7 +356,7 @@ def make_parts(
         symbol = candles[0].symbol
         while candles[0].interval == "1m":
             await buffer.flush()
-            window = (await store.last_candles("1m", [symbol], LiveFeatures.lookback_min))[symbol]
+            window = (await store.last_candles("1m", [symbol], features.lookback_min))[symbol]
             newest = features.last_open(symbol)
             if newest is None or window[-1].open_time >= newest:
                 features.rebuild(window)
@@ -323,7 +365,7 @@ def make_parts(
     def repair_since(interval: str, now: int) -> int:
         if settings.gap_repair == "live":
             return 0
-        return now - LiveFeatures.lookback_min * MINUTE_MS if interval == "1m" else now
+        return now - features.lookback_min * MINUTE_MS if interval == "1m" else now
 
     closed = ClosedCandles(
         clock=clock,
@@ -368,7 +410,7 @@ def make_parts(
         set_aside=malformed.keep,
         see_fields=fields.see,
         see_every=1 if rest is None else LOOK_AT_FIELDS_EVERY,
-        lane=lane,
+        lanes=[] if book_lane is None else [book_lane, *kline_lanes.values()],
     )
     parts = Parts(
         settings=settings,
@@ -384,11 +426,11 @@ def make_parts(
         ledger=ledger,
         buffer=buffer,
         features=features,
-        model=model,
         engine=engine,
         publisher=publisher,
         fields=fields,
         malformed=malformed,
+        other_tables=other_tables,
     )
     return parts
 
@@ -403,7 +445,7 @@ def make_connections(parts: Parts, rng: random.Random, recorder: FrameWriter | N
     """The connections that carry every stream of every symbol to the router, and to the recorder if there is one."""
     route_batch = parts.router.route_batch
 
-    def record_and_route(batch: list[bytes], received_us: int) -> list[str]:
+    def record_and_route(batch: list[bytes], received_us: int) -> set[str]:
         assert recorder is not None
         for data in batch:
             recorder.add(data, received_us)
@@ -418,10 +460,10 @@ def make_recording_connections(
 ) -> list[Connection]:
     """The connections that carry every stream of these symbols to the recorder and nowhere else."""
 
-    def record(batch: list[bytes], received_us: int) -> list[str]:
+    def record(batch: list[bytes], received_us: int) -> set[str]:
         for data in batch:
             recorder.add(data, received_us)
-        return [stream for data in batch if (stream := stream_of(data)) is not None]
+        return {stream for data in batch if (stream := stream_of(data)) is not None}
 
     return _connections(settings, clock, rng, symbols, record)
 
@@ -431,7 +473,7 @@ def _connections(
     clock: Clock,
     rng: random.Random,
     symbols: Sequence[str],
-    on_messages: Callable[[list[bytes], int], list[str]],
+    on_messages: Callable[[list[bytes], int], set[str]],
 ) -> list[Connection]:
     plans = plan_connections(
         symbols, STREAM_TYPES, endpoints.route_of, endpoints.stream_name, settings.max_streams_per_connection
@@ -475,11 +517,15 @@ def make_rest_feed(parts: Parts, rest: MarketRest) -> RestFeed:
 
 
 def make_poller(parts: Parts, rest: MarketRest) -> RestPoller:
+    def add(table: str, row: Row) -> None:
+        parts.buffer.add(table, row)
+        parts.features.add_row(table, row)
+
     return RestPoller(
         rest,
         parts.clock,
         lambda: parts.symbols,
-        parts.buffer.add,
+        add,
         price_klines=parts.settings.price_klines,
     )
 
@@ -497,7 +543,7 @@ async def load_windows(parts: Parts) -> None:
     )
     for interval, length in INTERVAL_MS.items():
         boundary = last_boundary(now, length)
-        wanted = LiveFeatures.lookback_min if interval == "1m" else CACHED_CANDLES
+        wanted = parts.features.lookback_min if interval == "1m" else CACHED_CANDLES
         start = boundary - wanted * length
         spare = FUTURE_TOLERANCE_MS // MINUTE_MS  # candles ahead of our clock must not push out the first ones
         stored = await parts.store.last_candles(interval, parts.symbols, wanted + spare)
@@ -527,7 +573,18 @@ async def load_windows(parts: Parts) -> None:
                 next_open += length
             if interval == "1m" and next_open > start_of_symbol:
                 parts.engine.on_1m_candle_close(symbol, next_open)
-            parts.closed.expect(symbol, interval, next_open, load_until=boundary)
+            last_stored = parts.klines.last_closed[interval].get(symbol)
+            parts.closed.expect(symbol, interval, next_open, load_until=boundary, last=last_stored)
+    await load_other_series(parts)
+
+
+async def load_other_series(parts: Parts) -> None:
+    """Put what the other tables hold, and was known at the last boundary, into the features' windows."""
+    now = parts.clock.exchange_now_ms()
+    start = last_boundary(now) - parts.features.lookback_min * MINUTE_MS
+    for symbol in parts.symbols if parts.other_tables else ():
+        history = await symbol_history(parts.store, symbol, start, now, tables=parts.other_tables)
+        parts.features.load(history, last_boundary(now))
 
 
 def utc_text(time_ms: int) -> str:

@@ -30,7 +30,8 @@ def parts_status(
     return {
         "version": __version__,
         "slot": parts.settings.slot,
-        "model": parts.model.model_id,
+        "model": None if engine.model is None else engine.model.model_id,
+        "models": {**engine.models_status(), "refused": parts.loader.refused if parts.loader is not None else {}},
         "now": clock.exchange_now_ms(),
         "speed": clock.speed,
         "clock_offset_ms": clock.offset_ms,
@@ -45,6 +46,7 @@ def parts_status(
             "unhandled": router.unhandled,
             "malformed": router.malformed,
             "failed": router.failed,
+            "superseded": router.superseded,
             "by_kind": dict(router.by_kind),
             "rates": router.rates(),
             "unhandled_types": dict(router.unhandled_types),
@@ -62,6 +64,7 @@ def parts_status(
             "late_closes": parts.closed.late_closes,
             "repeats": parts.closed.repeats,
             "revisions": parts.closed.revisions,
+            "synthetic": parts.closed.synthetic,
             "gaps_noted": parts.ledger.noted,
             "given_up": sum(len(holes) for holes in parts.closed.given_up.values()),
         },
@@ -84,7 +87,7 @@ def symbols_status(parts: Parts, heard: Heard) -> dict[str, Any]:
         for kind in STREAM_TYPES:
             at = heard(symbol, kind)
             ages[kind] = None if at is None else round(now_s - at, 2)
-        forming = parts.klines.forming["1m"].get(symbol)
+        forming = parts.klines.get(symbol, "1m")
         table[symbol] = {
             "price": forming.close if forming else candle.close if candle else None,
             "bid": book.bid if book else None,
@@ -181,6 +184,7 @@ class _StatusCollector(Collector):
             ("late_closes", "Closes asked of REST because no frame came in time"),
             ("repeats", "Closed candles that had come before"),
             ("revisions", "Fields in which a repeated candle differed"),
+            ("synthetic", "Candles made for minutes that the exchange does not have"),
             ("gaps_noted", "Holes in candles noted"),
         ):
             yield CounterMetricFamily(f"perpline_candles_{name}", help_text, value=status["candles"][name])
@@ -228,7 +232,69 @@ class _StatusCollector(Collector):
                 if seconds is not None:
                     age.add_metric([symbol, stream], seconds)
         yield age
+        yield from _models(status["models"], status["slot"])
         yield GaugeMetricFamily("perpline_ready", "Whether every stream has delivered", value=float(status["ready"]))
+        yield from parity_metrics(status["parity"])
+
+
+def _models(models: dict[str, Any], own_slot: str) -> Iterable[Metric]:
+    info = GaugeMetricFamily("perpline_model_info", "1 for each model in force", labels=["slot", "model"])
+    champion = models["champion"]
+    in_force = {**({} if champion is None else {own_slot: champion}), **models["shadows"]}
+    for slot, entry in in_force.items():
+        info.add_metric([slot, entry["model_id"] or ""], 1)
+    yield info
+    refused = GaugeMetricFamily(
+        "perpline_model_refused", "Whether the last model of a slot was refused", labels=["slot"]
+    )
+    for slot in {**in_force, **models["refused"]}:
+        refused.add_metric([slot], float(slot in models["refused"]))
+    yield refused
+    rows = {slot: entry["rows"] for slot, entry in models["shadows"].items()}
+    yield _counter("perpline_shadow_predictions", "Predictions of shadows that were stored", "slot", rows)
+    yield CounterMetricFamily(
+        "perpline_shadow_batches_lost", "Batches that no shadow has scored", value=models["shadow_batches_lost"]
+    )
+    drift = models["drift"]
+    if drift is None or drift["today"] is None:
+        return
+    today = drift["today"]
+    for name, help_text, values in (
+        ("perpline_model_psi", "Distance of today's column from training (PSI)", today["psi"]),
+        ("perpline_model_missing_share", "Share of today's rows without a value in a column", today["missing"]),
+    ):
+        family = GaugeMetricFamily(name, help_text, labels=["column"])
+        for column, value in values.items():
+            family.add_metric([column], value)
+        yield family
+    judged = today if today["judged"] else drift["yesterday"]
+    if judged is not None and judged["judged"]:
+        yield GaugeMetricFamily(
+            "perpline_model_drifting_columns",
+            "Columns further from training than 99 % of its days",
+            value=len(judged["drifting"]),
+        )
+    yield GaugeMetricFamily("perpline_model_signals", "Signals of today", value=today["signals"])
+    if today["signals_usual"] is not None:
+        yield GaugeMetricFamily(
+            "perpline_model_signals_usual", "Signals that training leads to expect today", value=today["signals_usual"]
+        )
+
+
+def parity_metrics(found: dict[str, Any] | None) -> Iterable[Metric]:
+    """Of the last nightly comparison; nothing before the first, and no cells where it failed."""
+    if found is None:
+        return
+    yield GaugeMetricFamily("perpline_parity_time_seconds", "When parity was last tried", value=found["ran_at"] / 1000)
+    yield GaugeMetricFamily("perpline_parity_ok", "Whether nothing differed", value=float(found.get("ok", False)))
+    for name, help_text in (
+        ("cells", "Feature cells of a day that were computed again"),
+        ("mismatch_cells", "Of these, cells with other bits than live had"),
+        ("late_cells", "Of these, cells of rows with a late input"),
+        ("mismatch_probabilities", "Probabilities that differ though the features do not"),
+    ):
+        if name in found:
+            yield GaugeMetricFamily(f"perpline_parity_{name}", help_text, value=found[name])
 
 
 def _rest_by_priority(priorities: dict[str, dict[str, Any]]) -> Iterable[Metric]:

@@ -13,6 +13,7 @@ from perpline.common.clock import Clock
 from perpline.common.errors import Unavailable
 from perpline.endpoint import Endpoint
 from perpline.exchange.binance.rest import BinanceRest
+from perpline.nightly import NightlyParity
 from perpline.status import Heard, metrics, parts_status, trouble
 from perpline.websocket.connection import Connection
 
@@ -53,6 +54,7 @@ class Worker:
         self.connections = connections
         self.recorder = recorder
         self.poller = make_poller(parts, rest.at("polls"))
+        self.nightly = NightlyParity(settings, parts.clock)
         self.endpoint = Endpoint(
             port=settings.status_port,
             data_dir=settings.data_dir,
@@ -76,6 +78,7 @@ class Worker:
             "ready_at": self.ready_at,
             "ready_after_s": self.ready_after_s,
             **parts_status(self.parts, self.connections, self._heard, self.poller, self._rest.weight),
+            "parity": self.nightly.last,
         }
 
     async def run(self, stop: asyncio.Event) -> dict[str, Any]:
@@ -85,6 +88,10 @@ class Worker:
             log.info("worker_started", symbols=len(parts.symbols), port=self.endpoint.port, action="start")
             await parts.engine.recover(parts.symbols)
             await load_windows(parts)
+            # A full collection that walks all the code and windows takes 0.2 s, and would fall into some early close.
+            gc.collect()
+            gc.freeze()
+            loader = parts.loader
             async with asyncio.TaskGroup() as group:
                 feeding = [
                     *(group.create_task(source(), name=name) for name, source in self.sources),
@@ -93,11 +100,13 @@ class Worker:
                 working = [
                     group.create_task(parts.closed.run(), name="closed candles"),
                     group.create_task(parts.engine.run(), name="engine"),
+                    *([group.create_task(loader.run(parts.engine.deploy), name="models")] if loader else []),
                     group.create_task(parts.publisher.run(), name="publisher"),
                     group.create_task(parts.buffer.run(), name="buffer"),
                     group.create_task(parts.ledger.run(), name="ledger"),
                     group.create_task(self._every_second(), name="every second"),
                     group.create_task(self._keep_offset(), name="clock offset"),
+                    group.create_task(self.nightly.run(), name="nightly parity"),
                     group.create_task(self._watch_ready(), name="ready"),
                 ]
                 await stop.wait()
@@ -122,12 +131,13 @@ class Worker:
     async def _flush(self) -> None:
         """Write everything. Raises Unavailable where that is not possible in time, so that nobody thinks it was."""
         parts = self.parts
-        parts.flush_minutes()
         if self.recorder is not None:
             self.recorder.close()
         try:
             async with asyncio.timeout(FLUSH_TIMEOUT_S):
                 await parts.engine.drain()
+                parts.flush_minutes()  # now: what was decided has ended its minute of the book itself
+                await parts.engine.score_aside()
                 await parts.publisher.flush()
                 await parts.buffer.flush()
                 await parts.ledger.flush()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from modelling import write_model
 from perpline.bootstrap import Parts, choose_instruments, load_windows, make_parts, measure_offset, open_store
 from perpline.bus.memory import MemoryBus
 from perpline.common.clock import ManualClock
@@ -18,14 +19,15 @@ from perpline.common.config import Settings, load_settings
 from perpline.common.errors import Malformed, NeedsPerson, Unavailable
 from perpline.domain.candle import INTERVAL_MS, Candle, KlineUpdate, closed_candle
 from perpline.domain.instrument import Instrument
-from perpline.features.live import LiveFeatures
+from perpline.inference.artefact import load_artefact
+from perpline.inference.registry import Deployed
 from perpline.storage.sqlite import SqliteStore
 from perpline.storage.store import candle_row
 from running import eventually
 
 MINUTE = 60_000
 NOW = 1_790_000_040_000 + 20_000
-LOOKBACK = LiveFeatures.lookback_min
+LOOKBACK = 241
 
 
 def instrument(symbol: str, contract: str = "PERPETUAL", status: str = "TRADING", quote: str = "USDT") -> Instrument:
@@ -136,12 +138,17 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
     await store.close()
 
 
+def a_model(folder: Path) -> list[Deployed]:
+    """One that looks back `LOOKBACK` minutes."""
+    return [Deployed("champion", 0, load_artefact(write_model(folder / "models")))]
+
+
 async def parts_at(store: SqliteStore, folder: Path, now: int = NOW, **changes: object) -> Parts:
     """Parts that have recovered, with nobody to ask: what would be fetched is what `healing` says."""
     rest: Any = Listing()
     made = make_parts(
         settings(folder, symbols="BTCUSDT", **changes),
-        *(ManualClock(now), store, MemoryBus(), {"BTCUSDT": LISTED[0]}, rest, random.Random(1)),
+        *(ManualClock(now), store, MemoryBus(), {"BTCUSDT": LISTED[0]}, rest, random.Random(1), a_model(folder)),
     )
     await made.engine.recover(made.symbols)
     await load_windows(made)
@@ -295,7 +302,7 @@ async def giving_up(store: SqliteStore, folder: Path) -> AsyncIterator[tuple[Par
     everything: Any = rest
     made = make_parts(
         settings(folder, symbols="BTCUSDT"),
-        *(clock, store, MemoryBus(), {"BTCUSDT": LISTED[0]}, everything, random.Random(1)),
+        *(clock, store, MemoryBus(), {"BTCUSDT": LISTED[0]}, everything, random.Random(1), a_model(folder)),
     )
     await made.engine.recover(made.symbols)
     await load_windows(made)
@@ -324,13 +331,13 @@ async def test_a_hole_that_was_given_up_is_filled_later_and_the_window_is_whole_
         made.closed.offer(candle(BOUNDARY + MINUTE))  # the minute before it never came
         assert made.klines.closed == 0
         await pass_time(clock, BOUNDARY + 3 * MINUTE, lambda: made.klines.closed == 1)
-        assert (made.features.held("BTCUSDT"), made.features.broken_by_gap("BTCUSDT")) == (1, True)
+        assert (made.features.held("BTCUSDT"), made.features.broken_by_gap("BTCUSDT", LOOKBACK)) == (1, True)
 
         rest.away, rest.until = False, clock.now_ms() - clock.now_ms() % MINUTE
         await pass_time(clock, BOUNDARY + 5 * MINUTE, lambda: made.features.held("BTCUSDT") >= LOOKBACK)
         await made.ledger.flush()
 
-    assert not made.features.broken_by_gap("BTCUSDT")
+    assert not made.features.broken_by_gap("BTCUSDT", LOOKBACK)
     hole = [gap for gap in await store.gaps() if gap.series == "candles_1m" and gap.from_time == BOUNDARY]
     assert [(gap.to_time, gap.repaired_by) for gap in hole] == [(BOUNDARY + MINUTE, "rest")]
     stored = await store.candles("1m", "BTCUSDT", BOUNDARY, BOUNDARY + MINUTE)
@@ -350,4 +357,28 @@ async def test_a_minute_that_was_given_up_is_filled_before_the_next_one_came_and
         made.closed.offer(candle(BOUNDARY + MINUTE))
 
     assert made.features.held("BTCUSDT") >= LOOKBACK
-    assert not made.features.broken_by_gap("BTCUSDT")
+    assert not made.features.broken_by_gap("BTCUSDT", LOOKBACK)
+
+
+@pytest.mark.parametrize("book_minutes", [True, False])
+async def test_book_and_forming_candle_can_be_read_whether_every_frame_is_decoded_or_not(
+    store: SqliteStore, tmp_path: Path, book_minutes: bool
+) -> None:
+    await fill(store, START, BOUNDARY - MINUTE)
+    made = await parts_at(store, tmp_path, book_minutes=book_minutes)
+    head = b'{"stream":"btcusdt@%b","data":{"e":"%b",'
+    book = head % (b"bookTicker", b"bookTicker")
+    book += b'"u":7,"s":"BTCUSDT","b":"99.5","B":"1","a":"99.6","A":"2","T":%d,"E":%d}}' % (NOW, NOW)
+    kline = head % (b"kline_1m", b"kline")
+    kline += b'"E":%d,"s":"BTCUSDT","k":{"t":%d,"T":%d,"s":"BTCUSDT","i":"1m","f":1,"L":2,"o":"100","c":"99.5",'
+    kline += b'"h":"101","l":"99","v":"5","n":3,"x":false,"q":"500","V":"2","Q":"200","B":"0"}}}'
+
+    heard = made.router.route_batch([book, kline % (NOW, BOUNDARY, BOUNDARY + MINUTE - 1)], NOW * 1000)
+
+    assert heard == {"btcusdt@bookTicker", "btcusdt@kline_1m"}
+    assert (len(made.books.latest), len(made.klines.forming["1m"])) == ((1, 1) if book_minutes else (0, 0))
+    best, forming = made.books.get("BTCUSDT"), made.klines.get("BTCUSDT", "1m")
+    assert best is not None
+    assert forming is not None
+    assert (best.bid, forming.close) == (99.5, 99.5)
+    assert made.router.by_kind == {"bookTicker": 1, "kline_1m": 1}

@@ -1,16 +1,15 @@
 """Exactly one decision for every symbol and closed minute: due symbols → features → model → policy → store → outbox."""
 
 import asyncio
-import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
+from typing import Any
 
 import msgspec
 import numpy as np
 import structlog
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from perpline import __version__
 from perpline.common.clock import Clock
@@ -19,11 +18,14 @@ from perpline.common.telemetry import LatencyWindow
 from perpline.domain.candle import MINUTE_MS, Candle, last_boundary
 from perpline.domain.instrument import Instrument
 from perpline.domain.market import BookTicker, MarkPrice
-from perpline.domain.messages import CloseDraft, Flags, SignalDraft, StepTimes
+from perpline.domain.messages import CloseDraft, Flags, ModelDraft, SignalDraft, StepTimes
 from perpline.domain.signal import Decision, Message, Prediction, Status, signal_id
 from perpline.features.live import LiveFeatures
-from perpline.inference.baseline import Baseline
+from perpline.inference.artefact import LoadedModel, Vectors
+from perpline.inference.drift import DriftWatch
+from perpline.inference.registry import Deployed
 from perpline.signals.policy import Facts, Verdict, decide, exit_prices
+from perpline.signals.scoring import Scores, Sides, score, sides
 from perpline.storage.store import Store
 
 log = structlog.get_logger("perpline.engine")
@@ -34,8 +36,17 @@ VALID_FOR_MS = 30_000
 REMEMBERED_MS = 24 * 60 * MINUTE_MS
 """Signals older than this have no bearing on a cooldown."""
 
+UNIVERSE_WAIT_MS = 2_000
+"""How long after T a model that compares symbols waits for all of them."""
+
+ASIDE = 64
+"""Batches that may wait to be scored by the shadows; beyond it the oldest go unscored, and are counted."""
+
 MISSED_AT_ONCE = 5_000
 """Rows of missed minutes that go into one transaction after a long downtime."""
+
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Market(Struct, frozen=True):
@@ -57,12 +68,28 @@ class _Batch(Struct):
     """Wall seconds; None until the store has answered, which may be after other tasks have published."""
 
 
+class _Aside(Struct):
+    """A decided batch that shadows and the drift watch have still to see."""
+
+    close_time: int
+    symbols: Sequence[str]
+    table: Vectors
+    """[n, features of the catalogue]."""
+    scores: Scores | None
+    drift: DriftWatch | None
+    signals: int
+    shadows: list[Deployed]
+
+
 class SignalEngine:
     """Decides what is due, all of it together, as soon as it is due; no timer is added when idle.
 
     `on_1m_candle_close` only marks and wakes: it lies between bytes and decision and must not wait. A minute whose
     close is known by T + `decide_within_s` is decided; any other gets the one row `skipped_missed`, written when the
     process knows of it: at that deadline, or after a start for the minutes in which no process was alive.
+
+    Which model decides is read once, when the first batch of a minute begins: all symbols of one T are decided by one
+    model, and a new one takes over between two minutes. Shadows score the same vectors after the decision is stored.
     """
 
     def __init__(
@@ -71,12 +98,15 @@ class SignalEngine:
         clock: Clock,
         store: Store,
         features: LiveFeatures,
-        model: Baseline,
+        deployed: Sequence[Deployed],
         market: Market,
         slot: str,
         decide_within_s: float,
-        wake_publisher: Callable[[], None],
+        wake_publisher: Callable[[Sequence[Message] | None], None],
+        end_book_minutes: Callable[[Sequence[str], int], None] | None = None,
     ) -> None:
+        """`end_book_minutes(symbols, T)` hands the features the minute of the best bid and ask that ended at T; None
+        where no model has columns of it."""
         self.close_to_signal_ms = LatencyWindow()
         """Wall milliseconds from the receipt of the closing frame of a batch's last symbol to published."""
         self.market_close_to_signal_ms = LatencyWindow()
@@ -88,12 +118,24 @@ class SignalEngine:
         self.last_decision: dict[str, Decision] = {}
         self._clock = clock
         self._store = store
+        self.shadow_rows: Counter[str] = Counter()
+        """Predictions stored by shadow slot."""
+        self.shadow_batches_lost = 0
         self._features = features
-        self._model = model
+        self._serving: dict[str, Deployed] = {}
+        """What is in force, by slot."""
+        self._coming: list[Deployed] = []
+        self._newest = 0
+        """The latest T of which anything was decided."""
+        self._drift: DriftWatch | None = None
+        self._announcements: list[Message] = []
+        self._aside: deque[_Aside] = deque(maxlen=ASIDE)
+        self._aside_wake = asyncio.Event()
         self._market = market
         self._slot = slot
         self._within_ms = round(decide_within_s * 1000)
         self._wake_publisher = wake_publisher
+        self._end_book_minutes = end_book_minutes
         self._last: dict[str, int] = {}
         """The last T of each expected symbol that has a row, is due, or is noted as missed."""
         self._last_ok: dict[tuple[str, int], int] = {}
@@ -105,6 +147,37 @@ class SignalEngine:
         self._unpublished: dict[tuple[str, int], _Batch] = {}
         self._step_ms = _no_steps()
         self._wake = asyncio.Event()
+        for each in deployed:
+            self.deploy(each)
+
+    @property
+    def model(self) -> LoadedModel | None:
+        """The model that decides."""
+        return self._serving[self._slot].model if self._slot in self._serving else None
+
+    def deploy(self, deployed: Deployed) -> None:
+        """Have this model decide, or score as a shadow, from its time on; the first of a slot at once."""
+        if deployed.slot not in self._serving:
+            self._serving[deployed.slot] = deployed
+            if deployed.slot == self._slot:
+                self._watch_drift()
+            return
+        self._coming.append(deployed)
+        self._coming.sort(key=lambda each: each.effective_from)  # stable: the last of equals comes last
+
+    def models_status(self) -> dict[str, Any]:
+        """What is in force and what is coming, by slot, and the drift of the champion, as plain JSON values."""
+        shadows = {slot: each for slot, each in self._serving.items() if slot != self._slot and each.model is not None}
+        champion = self._serving.get(self._slot)
+        return {
+            "champion": None if champion is None else _deployed_status(champion),
+            "shadows": {
+                slot: {**_deployed_status(each), "rows": self.shadow_rows[slot]} for slot, each in shadows.items()
+            },
+            "shadow_batches_lost": self.shadow_batches_lost,
+            "coming": [{"slot": each.slot, **_deployed_status(each)} for each in self._coming],
+            "drift": None if self._drift is None else self._drift.facts(),
+        }
 
     async def recover(self, symbols: Iterable[str]) -> None:
         """Begin where the store says the last process ended.
@@ -137,6 +210,11 @@ class SignalEngine:
         return bool(self._due or self._missed)
 
     @property
+    def is_deciding(self) -> bool:
+        """Whether a decision is due or on its way out; also, for a day, if another process has published it."""
+        return bool(self._due or self._unpublished)
+
+    @property
     def undecided(self) -> list[str]:
         """Symbols whose latest minute has no row yet and can still be decided."""
         boundary = last_boundary(self._clock.exchange_now_ms())
@@ -167,6 +245,7 @@ class SignalEngine:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._decide_due(), name="decide")
             tasks.create_task(self._watch_minutes(), name="missed minutes")
+            tasks.create_task(self._keep_scoring(), name="shadows and drift")
 
     async def drain(self) -> None:
         """Decide everything that is due now.
@@ -216,11 +295,45 @@ class SignalEngine:
             else:
                 self._missed.append((symbol, close_time))
 
+    async def score_aside(self) -> None:
+        """Show the batches decided since to the shadows and the drift watch."""
+        while self._aside:
+            batch = self._aside.popleft()
+            self._count_drift(batch)
+            batch.drift = None
+            try:
+                while batch.shadows:
+                    await self._score_shadow(batch.shadows[0], batch)
+                    del batch.shadows[0]
+            except asyncio.CancelledError:
+                self._aside.appendleft(batch)  # the end of the process scores what is left
+                raise
+
+    async def _keep_scoring(self) -> None:
+        while True:
+            await self._aside_wake.wait()
+            self._aside_wake.clear()
+            await self.score_aside()
+
     async def _decide_due(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            await self._wait_for_universe()
             await self.drain()
+
+    async def _wait_for_universe(self) -> None:
+        """Where the model compares symbols, wait until all have this minute, but no longer than T + 2 s."""
+        while self._due and self.model is not None and self.model.cross_section:
+            close_time = min(self._due.values())
+            left_ms = close_time + UNIVERSE_WAIT_MS - self._clock.exchange_now_ms()
+            if left_ms <= 0 or all(last >= close_time for last in self._last.values()):
+                return
+            await self._clock.sleep(min(left_ms, 50) / 1000)
+
+    def _universe_share(self, close_time: int) -> float:
+        here = sum(last >= close_time for last in self._last.values())
+        return here / len(self._last) if self._last else 1.0
 
     async def _watch_minutes(self) -> None:
         while True:
@@ -247,55 +360,72 @@ class SignalEngine:
 
     async def run_inference(self, symbols: Sequence[str], close_time: int) -> None:
         """Decide these symbols for T together: one feature call, one model call, one transaction."""
+        self._switch(close_time)
+        deployed = self._serving.get(self._slot)
+        model = None if deployed is None else deployed.model
+        no_model = "no model" if deployed is None or not deployed.reason else deployed.reason
         received_us = {symbol: self._received_us[symbol] for symbol in symbols}
         began_us = self._clock.now_us()
-        vectors = self._features.vectors(symbols)
+        if self._end_book_minutes is not None:
+            self._end_book_minutes(symbols, close_time)
+        table = self._features.vectors(symbols)
         t_features = self._clock.now_us()
-        served = vectors.astype(np.float32)
-        probabilities, model_error = self._predict(served)
+        scores = None if model is None else score(model, table, np.full(len(symbols), close_time))
         t_predict = self._clock.now_us()
-        self._step_ms["feat"].add((t_features - began_us) / 1000 / self._clock.speed)
-        self._step_ms["pred"].add((t_predict - t_features) / 1000 / self._clock.speed)
-        # Columns at once and plain floats from here on: numpy's own scalars cost a microsecond at every touch.
-        names = [feature.name for feature in self._model.features]
-        missing_at = np.isnan(served)
-        incomplete = set(np.flatnonzero(missing_at.any(axis=1)).tolist())
-        bits = served.astype("<f4").tobytes()
-        width = len(names) * 4
-        sides = [[None if math.isnan(p) else p for p in pair] for pair in probabilities.tolist()]
+        speed = self._clock.speed
+        self._step_ms["feat"].add((t_features - began_us) / 1000 / speed)
+        self._step_ms["pred"].add((t_predict - t_features) / 1000 / speed)
         decisions, predictions = [], []
-        for row, symbol in enumerate(symbols):
-            kept = bits[row * width : (row + 1) * width]
-            feat_ref = blake2b(kept, digest_size=16).hexdigest()
-            p_long, p_short = sides[row]
-            missing = tuple(names[column] for column in np.flatnonzero(missing_at[row])) if row in incomplete else ()
-            facts = self._facts(symbol, close_time, missing, p_long, p_short, model_error)
-            verdict = decide(facts, self._model.rule, self._model.threshold, self._model.ev_min_bp)
-            decisions.append(
-                self._decision(
+        if model is None or scores is None:
+            verdict = Verdict(Status.SKIPPED_MODEL, 0, no_model)
+            for symbol in symbols:
+                stamps_us = received_us[symbol], t_features, t_predict
+                decisions.append(self._decision(symbol, close_time, verdict, None, "", 0, 0.0, len(symbols), stamps_us))
+        else:
+            # Columns at once and plain floats from here on: numpy's scalars cost a microsecond at every touch.
+            names = [feature.name for feature in model.features]
+            missing_at = np.isnan(scores.vectors)
+            nan_counts = missing_at.sum(axis=1).tolist()
+            lacking = set(np.flatnonzero(missing_at[:, model.critical_columns].any(axis=1)).tolist())
+            bits = scores.vectors.astype("<f4").tobytes()
+            width = len(names) * 4
+            raw, calibrated = sides(scores.raw), sides(scores.calibrated)
+            ood = scores.ood.tolist()
+            universe_share = self._universe_share(close_time) if model.cross_section else 1.0
+            for row, symbol in enumerate(symbols):
+                kept = bits[row * width : (row + 1) * width]
+                feat_ref = blake2b(kept, digest_size=16).hexdigest()
+                missing: tuple[str, ...] = ()
+                if row in lacking:
+                    missing = tuple(names[at] for at in model.critical_columns.tolist() if missing_at[row, at])
+                facts = self._facts(
                     symbol,
                     close_time,
-                    verdict,
-                    feat_ref=feat_ref,
-                    nan_count=len(missing),
-                    together=len(symbols),
-                    stamps_us=(received_us[symbol], t_features, t_predict),
+                    model,
+                    missing,
+                    universe_share,
+                    ood[row],
+                    raw[row],
+                    calibrated[row],
+                    scores.errors[row],
                 )
-            )
-            predictions.append(
-                Prediction(
-                    slot=self._slot,
-                    symbol=symbol,
-                    close_time=close_time,
-                    model_id=self._model.model_id,
-                    p_long_raw=p_long,
-                    p_short_raw=p_short,
-                    p_long=p_long,
-                    p_short=p_short,
-                    features=kept,
-                    feat_ref=feat_ref,
+                verdict = decide(facts, model.rule, model.threshold, model.ev_min_bp)
+                decisions.append(
+                    self._decision(
+                        symbol,
+                        close_time,
+                        verdict,
+                        model,
+                        feat_ref,
+                        nan_counts[row],
+                        ood[row],
+                        len(symbols),
+                        (received_us[symbol], t_features, t_predict),
+                    )
                 )
-            )
+                predictions.append(
+                    _prediction(self._slot, symbol, close_time, model, kept, feat_ref, raw[row], calibrated[row])
+                )
         batch = _Batch(close_time, max(received_us.values()), set(symbols))
         for symbol in symbols:
             self._unpublished[(symbol, close_time)] = batch
@@ -311,38 +441,37 @@ class SignalEngine:
         for decision in won:
             if decision.status is Status.OK:
                 self._last_ok[(decision.symbol, decision.side)] = close_time
-
-    def _predict(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.float64], str]:
-        try:
-            probabilities = np.asarray(self._model.predict(vectors), np.float64)
-            if probabilities.shape != (len(vectors), 2):
-                raise ValueError(f"it answered {probabilities.shape} numbers for {len(vectors)} symbols")
-            return probabilities, ""
-        except Exception as error:
-            # The edge to the model, which may be anybody's: whatever it does wrong, the minute gets its row and reason.
-            log.exception("model_failed", model=self._model.model_id, action="decide")
-            return np.full((len(vectors), 2), np.nan), f"the model failed: {type(error).__name__}: {error}"[:200]
+        self._set_aside(close_time, symbols, table, scores, sum(one.status is Status.OK for one in won))
 
     def _facts(
         self,
         symbol: str,
         close_time: int,
+        model: LoadedModel,
         missing: tuple[str, ...],
-        p_long: float | None,
-        p_short: float | None,
+        universe_share: float,
+        ood_share: float,
+        raw: Sides,
+        calibrated: Sides,
         model_error: str,
     ) -> Facts:
         mark, book = self._market.mark(symbol), self._market.book(symbol)
+        lookback = model.critical_lookback_min
         return Facts(
             close_time=close_time,
             held=self._features.held(symbol),
-            lookback=self._features.lookback_min,
-            broken_by_gap=self._features.broken_by_gap(symbol),
+            lookback=lookback,
+            broken_by_gap=self._features.broken_by_gap(symbol, lookback),
             mark_updated_at=mark.updated_at if mark is not None else None,
             book_updated_at=book.updated_at if book is not None else None,
-            missing=tuple(name for name in missing if name in self._model.critical),
-            p_long=p_long,
-            p_short=p_short,
+            missing=missing,
+            universe_share=universe_share,
+            ood_share=ood_share,
+            max_ood_share=model.max_ood_share,
+            p_long=calibrated[0],
+            p_short=calibrated[1],
+            raw_long=raw[0],
+            raw_short=raw[1],
             model_error=model_error,
             last_ok={side: t for side in (1, -1) if (t := self._last_ok.get((symbol, side))) is not None},
         )
@@ -352,37 +481,39 @@ class SignalEngine:
         symbol: str,
         close_time: int,
         verdict: Verdict,
-        *,
+        model: LoadedModel | None,
         feat_ref: str,
         nan_count: int,
+        ood_share: float,
         together: int,
         stamps_us: tuple[int, int, int],
     ) -> Decision:
-        model = self._model
         mark, book = self._market.mark(symbol), self._market.book(symbol)
         candle, instrument = self._market.last_candle(symbol), self._market.instrument(symbol)
+        rule = None if model is None else model.rule
         tp_price = sl_price = None
-        if verdict.side and mark is not None and instrument is not None:
-            tp_price, sl_price = exit_prices(instrument, verdict.side, mark.mark_price, model.rule)
+        if verdict.side and rule is not None and mark is not None and instrument is not None:
+            tp_price, sl_price = exit_prices(instrument, verdict.side, mark.mark_price, rule)
+        model_id = "" if model is None else model.model_id
         return Decision(
-            signal_id=signal_id(self._slot, model.model_id, symbol, close_time),
+            signal_id=signal_id(self._slot, model_id, symbol, close_time),
             slot=self._slot,
             symbol=symbol,
             close_time=close_time,
             side=verdict.side,
             status=verdict.status,
             detail=verdict.detail,
-            model_id=model.model_id,
-            schema_hash=model.schema_hash,
-            label_hash=model.label_hash,
-            p_raw=verdict.p,
+            model_id=model_id,
+            schema_hash="" if model is None else model.schema_hash,
+            label_hash="" if model is None else model.label_hash,
+            p_raw=verdict.p_raw,
             p_cal=verdict.p,
             ev_bp=verdict.ev_bp,
-            threshold=model.threshold,
-            tp_pct=model.rule.tp_pct,
-            sl_pct=model.rule.sl_pct,
-            horizon_s=model.rule.horizon_s,
-            cost_bp=model.rule.cost_bp,
+            threshold=None if model is None else model.threshold,
+            tp_pct=None if rule is None else rule.tp_pct,
+            sl_pct=None if rule is None else rule.sl_pct,
+            horizon_s=None if rule is None else rule.horizon_s,
+            cost_bp=None if rule is None else rule.cost_bp,
             ref_mark=_text(mark.mark_price) if mark is not None else None,
             ref_last=_text(candle.close) if candle is not None else None,
             bid=_text(book.bid) if book is not None else None,
@@ -392,30 +523,115 @@ class SignalEngine:
             valid_until=close_time + VALID_FOR_MS,
             feat_ref=feat_ref,
             xs_n=together,
+            late_mask=0 if model is None else self._features.late(symbol) & model.late_bits,
             nan_count=nan_count,
+            ood_share=ood_share,
             t_candle_recv=stamps_us[0],
             t_features=stamps_us[1],
             t_predict=stamps_us[2],
             engine_ver=__version__,
         )
 
+    # ---- models ----
+
+    def _switch(self, close_time: int) -> None:
+        """Put in force what is due, if this is the first batch of a minute."""
+        if close_time <= self._newest:
+            return
+        self._newest = close_time
+        while self._coming and self._coming[0].effective_from <= close_time:
+            deployed = self._coming.pop(0)
+            before = self._serving[deployed.slot].model if deployed.slot in self._serving else None
+            self._serving[deployed.slot] = deployed
+            now, was = (None if each is None else each.model_id for each in (deployed.model, before))
+            log.info("model_in_force", slot=deployed.slot, model=now, before=was, since=close_time, action="models")
+            if deployed.slot == self._slot and now != was:
+                self._watch_drift()
+                self._announcements.append(self._model_message(close_time, now or "", was))
+
+    def _model_message(self, close_time: int, model_id: str, before: str | None) -> Message:
+        payload = ModelDraft(slot=self._slot, since=close_time, model=model_id, prev=before)
+        return Message(
+            id=0,
+            kind="model",
+            slot=self._slot,
+            symbol="",
+            close_time=close_time,
+            payload=msgspec.json.encode(payload).decode(),
+            valid_until=close_time + MINUTE_MS,
+        )
+
+    def _watch_drift(self) -> None:
+        model, self._drift = self.model, None
+        if model is not None and model.reference is not None:
+            self._drift = DriftWatch(model.reference, [feature.name for feature in model.features])
+
+    def _set_aside(
+        self, close_time: int, symbols: Sequence[str], table: Vectors, scores: Scores | None, signals: int
+    ) -> None:
+        """Have shadows and drift watch look at the batch when there is time."""
+        shadows = [each for slot, each in self._serving.items() if slot != self._slot and each.model is not None]
+        if self._drift is None and not shadows:
+            return
+        if len(self._aside) == ASIDE:
+            self.shadow_batches_lost += 1
+        self._aside.append(_Aside(close_time, symbols, table, scores, self._drift, signals, shadows))
+        self._aside_wake.set()
+
+    def _count_drift(self, batch: _Aside) -> None:
+        if batch.drift is None or batch.scores is None:
+            return
+        asked = ~np.isnan(batch.scores.calibrated).any(axis=1)
+        ended = batch.drift.add(
+            batch.close_time, batch.scores.vectors[asked], batch.scores.calibrated[asked], batch.signals
+        )
+        if ended is not None and (ended["drifting"] or ended["signals_unusual"]):
+            model = None if self.model is None else self.model.model_id
+            facts = {name: ended[name] for name in ("day", "drifting", "signals", "signals_usual")}
+            log.warning("model_drifts", model=model, **facts, action="models")
+
+    async def _score_shadow(self, deployed: Deployed, batch: _Aside) -> None:
+        model = deployed.model
+        assert model is not None
+        scores = await asyncio.to_thread(score, model, batch.table, np.full(len(batch.symbols), batch.close_time))
+        bits = scores.vectors.astype("<f4").tobytes()
+        width = len(model.features) * 4
+        raw, calibrated = sides(scores.raw), sides(scores.calibrated)
+        predictions = []
+        for row, symbol in enumerate(batch.symbols):
+            kept = bits[row * width : (row + 1) * width]
+            feat_ref = blake2b(kept, digest_size=16).hexdigest()
+            predictions.append(
+                _prediction(deployed.slot, symbol, batch.close_time, model, kept, feat_ref, raw[row], calibrated[row])
+            )
+        try:
+            await self._store.commit_decisions([], predictions, [], self._clock.now_us())
+        except Unavailable as error:
+            # Not tried again: decisions come first, and what is missing can be recomputed from the candles.
+            self.shadow_batches_lost += 1
+            log.warning("shadow_not_stored", slot=deployed.slot, reason=str(error), action="models")
+            return
+        self.shadow_rows[deployed.slot] += len(predictions)
+
     # ---- writing ----
 
     async def _write_missed(self, missed: Sequence[tuple[str, int]]) -> None:
         log.warning("minutes_missed", count=len(missed), first=missed[0], action="decide")
+        model = self.model
+        model_id = "" if model is None else model.model_id
         await self._commit(
             [
                 Decision(
-                    signal_id=signal_id(self._slot, self._model.model_id, symbol, close_time),
+                    signal_id=signal_id(self._slot, model_id, symbol, close_time),
                     slot=self._slot,
                     symbol=symbol,
                     close_time=close_time,
                     side=0,
                     status=Status.SKIPPED_MISSED,
                     detail="the close was not known in time",
-                    model_id=self._model.model_id,
-                    schema_hash=self._model.schema_hash,
-                    label_hash=self._model.label_hash,
+                    model_id=model_id,
+                    schema_hash="" if model is None else model.schema_hash,
+                    label_hash="" if model is None else model.label_hash,
                     valid_until=close_time + VALID_FOR_MS,
                     engine_ver=__version__,
                 )
@@ -427,30 +643,33 @@ class SignalEngine:
     async def _commit(self, decisions: list[Decision], predictions: list[Prediction]) -> list[Decision]:
         """Store decisions, predictions and messages in one transaction, waiting out a store that is away."""
         messages = [signal_message(decision) for decision in decisions if decision.status is not Status.SKIPPED_MISSED]
-        messages += self._completed_minutes(decisions)
+        by_minute = _by_minute(decisions)
+        messages += self._completed_minutes(by_minute)
+        messages += self._announcements
+        self._announcements = []
         failures = 0
         while True:
             try:
-                won = await self._store.commit_decisions(decisions, predictions, messages, self._clock.now_us())
+                committed = await self._store.commit_decisions(decisions, predictions, messages, self._clock.now_us())
                 break
             except Unavailable as error:
                 failures += 1
                 log.error("decision_not_stored", reason=str(error), failures=failures, action="decide")
                 await self._clock.sleep_wall(min(0.05 * 2**failures, 2.0))
-        for close_time, new in _by_minute(decisions).items():
+        for close_time, new in by_minute.items():
             self._rows_of_minute.setdefault(close_time, Counter()).update(new)
-        for decision in won:
+        for decision in committed.decisions:
             self.by_status[decision.status] += 1
             self.decided_by[decision.symbol] += 1
             self.last_decision[decision.symbol] = decision
         if messages:
-            self._wake_publisher()
-        return won
+            self._wake_publisher(committed.messages)
+        return committed.decisions
 
-    def _completed_minutes(self, decisions: list[Decision]) -> list[Message]:
+    def _completed_minutes(self, by_minute: dict[int, Counter[Status]]) -> list[Message]:
         """The message of every minute that these rows complete: then each expected symbol has its row."""
         completed = []
-        for close_time, new in _by_minute(decisions).items():
+        for close_time, new in by_minute.items():
             counts = self._rows_of_minute.get(close_time, Counter()) + new
             if counts.total() == len(self._last):
                 completed.append(self._close_message(close_time, counts))
@@ -467,7 +686,7 @@ class SignalEngine:
             skipped=sum(count for status, count in counts.items() if status.startswith("skipped_")),
             statuses={str(status): count for status, count in sorted(counts.items())},
             lat_ms=StepTimes(**{name: None if ms is None else round(ms, 3) for name, ms in medians.items()}),
-            model=self._model.model_id,
+            model="" if self.model is None else self.model.model_id,
         )
         return Message(
             id=0,
@@ -475,16 +694,50 @@ class SignalEngine:
             slot=self._slot,
             symbol="",
             close_time=close_time,
-            payload=msgspec.json.encode(payload).decode(),
+            payload=_encode(payload).decode(),
             valid_until=close_time + MINUTE_MS,
         )
 
 
+def _prediction(
+    slot: str,
+    symbol: str,
+    close_time: int,
+    model: LoadedModel,
+    vector: bytes,
+    feat_ref: str,
+    raw: Sides,
+    calibrated: Sides,
+) -> Prediction:
+    return Prediction(
+        slot=slot,
+        symbol=symbol,
+        close_time=close_time,
+        model_id=model.model_id,
+        p_long_raw=raw[0],
+        p_short_raw=raw[1],
+        p_long=calibrated[0],
+        p_short=calibrated[1],
+        features=vector,
+        feat_ref=feat_ref,
+    )
+
+
+def _deployed_status(deployed: Deployed) -> dict[str, Any]:
+    model = deployed.model
+    return {
+        "model_id": None if model is None else model.model_id,
+        "since": deployed.effective_from,
+        "reason": deployed.reason,
+        "note": "" if model is None else model.manifest.note,
+    }
+
+
 def _by_minute(decisions: Iterable[Decision]) -> dict[int, Counter[Status]]:
-    counts: dict[int, Counter[Status]] = {}
+    statuses: dict[int, list[Status]] = {}
     for decision in decisions:
-        counts.setdefault(decision.close_time, Counter())[decision.status] += 1
-    return counts
+        statuses.setdefault(decision.close_time, []).append(decision.status)
+    return {close_time: Counter(those) for close_time, those in statuses.items()}
 
 
 def signal_message(decision: Decision) -> Message:
@@ -515,7 +768,7 @@ def signal_message(decision: Decision) -> Message:
         slot=decision.slot,
         symbol=decision.symbol,
         close_time=decision.close_time,
-        payload=msgspec.json.encode(payload).decode(),
+        payload=_encode(payload).decode(),
         valid_until=decision.valid_until,
     )
 

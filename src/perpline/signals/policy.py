@@ -6,17 +6,19 @@ from decimal import Decimal
 
 from msgspec import Struct
 
+from perpline.domain.exit_rule import LabelRule
 from perpline.domain.instrument import Instrument, Rounding
 from perpline.domain.signal import Status
-from perpline.inference.baseline import LabelRule
 
 MAX_MARK_AGE_MS = 10_000
 """A mark price comes each second: ten missing are no accident, and the levels would be off."""
+LEAST_UNIVERSE_SHARE = 0.9
+"""Ranks among fewer symbols are not those a model was trained on (features.md 1.6)."""
 MAX_BOOK_AGE_MS = 60_000
 """A best bid and ask is sent when it changes, which a quiet book does not do each second."""
 
 
-class Facts(Struct, frozen=True, kw_only=True):
+class Facts(Struct, frozen=True, kw_only=True, gc=False):
     """What is known of a symbol when it is decided."""
 
     close_time: int
@@ -32,15 +34,23 @@ class Facts(Struct, frozen=True, kw_only=True):
     book_updated_at: int | None
     missing: tuple[str, ...] = ()
     """Critical features without a value."""
+    universe_share: float = 1.0
+    """Share of the symbols that have this minute, for a model that compares them."""
+    ood_share: float = 0.0
+    """Share of the features outside what the model was trained on."""
+    max_ood_share: float = 1.0
     p_long: float | None = None
-    """None where there is no model or it failed; then `model_error` says why."""
+    """Calibrated. None where there is no model or it failed; then `model_error` says why."""
     p_short: float | None = None
+    raw_long: float | None = None
+    """The model's score before calibration."""
+    raw_short: float | None = None
     model_error: str = ""
     last_ok: Mapping[int, int] = {}
     """Close time of the symbol's newest `ok` decision, by side."""
 
 
-class Verdict(Struct, frozen=True):
+class Verdict(Struct, frozen=True, gc=False):
     """What `decide` concluded. Probability and EV are those of the better side, None where no model was asked."""
 
     status: Status
@@ -50,6 +60,7 @@ class Verdict(Struct, frozen=True):
     """Why, in words; empty for `ok`."""
     p: float | None = None
     ev_bp: float | None = None
+    p_raw: float | None = None
 
 
 def decide(facts: Facts, rule: LabelRule, threshold: float, ev_min_bp: float = 0.0, cooldown_min: int = 15) -> Verdict:
@@ -57,10 +68,12 @@ def decide(facts: Facts, rule: LabelRule, threshold: float, ev_min_bp: float = 0
 
     1. skipped_gap, skipped_warmup: fewer minutes are held than the features look back
     2. skipped_stale: no mark price or book, or one that was too old at T
-    3. skipped_nan: a critical feature has no value
-    4. skipped_model: no probability
-    5. flat: neither side has a probability of at least `threshold` and an expected value of at least `ev_min_bp`
-    6. cooldown: the side had an `ok` decision less than `cooldown_min` minutes before
+    3. skipped_stale: fewer than nine of ten symbols have this minute, and the model compares them
+       skipped_nan: a critical feature has no value
+    4. skipped_ood: too many features lie outside what the model was trained on
+    5. skipped_model: no probability
+    6. flat: neither side has a probability of at least `threshold` and an expected value of at least `ev_min_bp`
+    7. cooldown: the side had an `ok` decision less than `cooldown_min` minutes before
 
     Data come before the model and the model before trading, so that a reason always names the first thing to look at.
     """
@@ -76,24 +89,30 @@ def decide(facts: Facts, rule: LabelRule, threshold: float, ev_min_bp: float = 0
             return Verdict(Status.SKIPPED_STALE, 0, f"no {name} yet")
         if (age_ms := facts.close_time - updated_at) > limit_ms:
             return Verdict(Status.SKIPPED_STALE, 0, f"{name} is {age_ms / 1000:.1f} s old at the close")
+    if facts.universe_share < LEAST_UNIVERSE_SHARE:
+        return Verdict(Status.SKIPPED_STALE, 0, f"only {facts.universe_share:.0%} of the symbols have this minute")
     if facts.missing:
         return Verdict(Status.SKIPPED_NAN, 0, f"no value for {', '.join(facts.missing)}")
+    if facts.ood_share > facts.max_ood_share:
+        outside = f"{facts.ood_share:.0%} of the features lie outside what the model was trained on"
+        return Verdict(Status.SKIPPED_OOD, 0, f"{outside}, more than {facts.max_ood_share:.0%}")
     if facts.p_long is None or facts.p_short is None:
         return Verdict(Status.SKIPPED_MODEL, 0, facts.model_error or "no model")
     if not (0 <= facts.p_long <= 1 and 0 <= facts.p_short <= 1):
         return Verdict(Status.SKIPPED_MODEL, 0, f"not probabilities: {facts.p_long}, {facts.p_short}")
-    side, p = max(((1, facts.p_long), (-1, facts.p_short)), key=lambda each: each[1])
+    long = facts.p_long >= facts.p_short
+    side, p, raw = (1, facts.p_long, facts.raw_long) if long else (-1, facts.p_short, facts.raw_short)
     ev_bp = expected_value_bp(p, rule)
     word = "long" if side > 0 else "short"
     if p < threshold:
-        return Verdict(Status.FLAT, 0, f"{word} {p:.3f} is below {threshold:.3f}", p, ev_bp)
+        return Verdict(Status.FLAT, 0, f"{word} {p:.3f} is below {threshold:.3f}", p, ev_bp, raw)
     if ev_bp < ev_min_bp:
-        return Verdict(Status.FLAT, 0, f"{word} expects {ev_bp:+.1f} bp, less than {ev_min_bp:+.1f}", p, ev_bp)
+        return Verdict(Status.FLAT, 0, f"{word} expects {ev_bp:+.1f} bp, less than {ev_min_bp:+.1f}", p, ev_bp, raw)
     last = facts.last_ok.get(side)
     if last is not None and 0 <= facts.close_time - last < cooldown_min * 60_000:
         minutes = (facts.close_time - last) // 60_000
-        return Verdict(Status.COOLDOWN, 0, f"{word} signal {minutes} min ago, pause of {cooldown_min}", p, ev_bp)
-    return Verdict(Status.OK, side, "", p, ev_bp)
+        return Verdict(Status.COOLDOWN, 0, f"{word} signal {minutes} min ago, pause of {cooldown_min}", p, ev_bp, raw)
+    return Verdict(Status.OK, side, "", p, ev_bp, raw)
 
 
 def expected_value_bp(p: float, rule: LabelRule) -> float:

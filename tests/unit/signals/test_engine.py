@@ -13,8 +13,11 @@ import apsw
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from modelling import FEATURES, RULE, manifest, write_model
 from perpline.bus.memory import MemoryBus
 from perpline.common.clock import ManualClock
 from perpline.common.errors import Unavailable
@@ -22,35 +25,49 @@ from perpline.domain.candle import Candle, KlineUpdate, closed_candle
 from perpline.domain.instrument import Instrument
 from perpline.domain.market import BookTicker, MarkPrice
 from perpline.domain.messages import MESSAGES, json_schema
+from perpline.features.catalogue import CATALOGUE, LATE_BITS, by_name, columns_of, late_bits, lookback_of
 from perpline.features.live import LiveFeatures
-from perpline.inference.baseline import Baseline
-from perpline.signals.engine import Market, SignalEngine
+from perpline.inference.artefact import LoadedModel, load_artefact
+from perpline.inference.drift import psi_reference, read_reference
+from perpline.inference.registry import Deployed
+from perpline.signals.engine import ASIDE, Market, SignalEngine
 from perpline.signals.publisher import Publisher
+from perpline.signals.scoring import score
 from perpline.storage.sqlite import SqliteStore
 from running import eventually
 
 MINUTE = 60_000
 T0 = 1_790_000_040_000
 """A close boundary."""
+FEATURE_NAMES = [feature.name for feature in FEATURES]
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
 
 
 class Always:
     """A model that is as sure of every symbol as it is told to be."""
 
-    model_id = "always-1"
-    features, schema_hash = Baseline.features, Baseline.schema_hash
-    critical: tuple[str, ...] = ()
-    rule, label_hash = Baseline.rule, Baseline.label_hash
-    threshold, ev_min_bp = 0.58, 0.0
+    features, schema_hash = FEATURES, "00"
+    columns, critical_columns = np.array(columns_of(FEATURES)), np.array([], np.intp)
+    lookback_min = critical_lookback_min = lookback_of(FEATURES)
+    rule, label_hash = RULE, "11"
+    threshold, ev_min_bp, max_ood_share = 0.58, 0.0, 1.0
+    reference, cross_section, late_bits = None, False, 0
+    outside = 0.0
 
-    def __init__(self, p_long: float = 0.5) -> None:
-        self.p_long = p_long
+    def __init__(self, p_long: float = 0.5, model_id: str = "always-1", **changes: Any) -> None:
+        self.p_long, self.model_id = p_long, model_id
+        self.manifest = manifest()
         self.asked: list[int] = []
+        for name, value in changes.items():
+            setattr(self, name, value)
 
     def predict(self, vectors: Any) -> Any:
         self.asked.append(len(vectors))
-        return np.array([[self.p_long, 1 - self.p_long]] * len(vectors))
+        raw = np.array([[self.p_long, 1 - self.p_long]] * len(vectors)).reshape(-1, 2)
+        return raw - 0.01, raw
+
+    def ood_share(self, vectors: Any) -> Any:
+        return np.full(len(vectors), self.outside)
 
 
 class Broken(Always):
@@ -61,7 +78,7 @@ class Broken(Always):
     def predict(self, vectors: Any) -> Any:
         if isinstance(self.answer, Exception):
             raise self.answer
-        return self.answer
+        return self.answer, self.answer
 
 
 class AwayStore(SqliteStore):
@@ -86,9 +103,16 @@ class Bench:
     Every symbol has a full window, a mark price and a book; `close` delivers the candle of the minute that ended at T.
     """
 
-    def __init__(self, store: SqliteStore, clock: ManualClock, model: Any, symbols: Sequence[str] = SYMBOLS) -> None:
+    def __init__(
+        self,
+        store: SqliteStore,
+        clock: ManualClock,
+        model: Any,
+        symbols: Sequence[str] = SYMBOLS,
+        others: Sequence[Deployed] = (),
+    ) -> None:
         self.store, self.clock, self.symbols = store, clock, symbols
-        self.features = LiveFeatures(symbols)
+        self.features = LiveFeatures(symbols, Always.lookback_min)
         self.bus = MemoryBus()
         self.marks: dict[str, MarkPrice] = {}
         self.books: dict[str, BookTicker] = {}
@@ -101,7 +125,7 @@ class Bench:
             clock=clock,
             store=store,
             features=self.features,
-            model=model,
+            deployed=[Deployed("champion", 0, model), *others],
             market=Market(self.marks.get, self.books.get, self.candles.get, lambda symbol: instrument),
             slot="champion",
             decide_within_s=30.0,
@@ -109,7 +133,7 @@ class Bench:
         )
         newest = clock.now_ms() - clock.now_ms() % MINUTE
         for symbol in symbols:
-            for n in range(LiveFeatures.lookback_min, 0, -1):
+            for n in range(Always.lookback_min, 0, -1):
                 self.features.add(candle(symbol, newest - n * MINUTE))
 
     def published(self, messages: Any, wall_us: int) -> None:
@@ -171,9 +195,15 @@ def rows(tmp_path: Path) -> Callable[..., list[Any]]:
     return rows
 
 
-async def bench(store: SqliteStore, model: Any = None, at: int = T0, symbols: Sequence[str] = SYMBOLS) -> Bench:
+async def bench(
+    store: SqliteStore,
+    model: Any = None,
+    at: int = T0,
+    symbols: Sequence[str] = SYMBOLS,
+    others: Sequence[Deployed] = (),
+) -> Bench:
     """An engine that has recovered at this time."""
-    made = Bench(store, ManualClock(at), Always() if model is None else model, symbols)
+    made = Bench(store, ManualClock(at), Always() if model is None else model, symbols, others)
     await made.engine.recover(symbols)
     return made
 
@@ -215,12 +245,10 @@ async def test_each_row_says_what_it_was_decided_on_and_when(store: AwayStore, r
     made.close(T0 + MINUTE, ["BTCUSDT"])
     await made.engine.drain()
 
-    columns = (
-        "status, side, model_id, p_cal, tp_price, sl_price, ref_mark, bid, ask, valid_until, t_candle_recv, t_commit"
-    )
-    assert rows(f"SELECT {columns} FROM signals") == [
+    columns = "status, side, model_id, p_raw, p_cal, tp_price, sl_price, ref_mark, bid, ask, valid_until"
+    assert rows(f"SELECT {columns}, t_candle_recv, t_commit FROM signals") == [
         (
-            *("ok", 1, "always-1", 0.9, "101.0", "99.0", "100", "99.9", "100.1"),
+            *("ok", 1, "always-1", 0.89, 0.9, "101.0", "99.0", "100", "99.9", "100.1"),
             *(T0 + MINUTE + 30_000, (T0 + MINUTE + 200) * 1000, (T0 + MINUTE + 200) * 1000),
         )
     ]
@@ -405,9 +433,10 @@ async def test_a_model_that_raises_or_answers_nonsense_costs_the_decision_and_no
     store: AwayStore, rows: Any
 ) -> None:
     answers = [RuntimeError("out of memory"), np.zeros((3, 5)), "nonsense", np.full((3, 2), 7.0), np.zeros(3)]
-    made = await bench(store, Broken(None))
+    model = Broken(None)
+    made = await bench(store, model)
     for minute, answer in enumerate(answers, 1):
-        made.engine._model.answer = answer
+        model.answer = answer
         made.clock.set_ms(T0 + minute * MINUTE + 100)
         made.close(T0 + minute * MINUTE)
         with capture_logs():
@@ -501,7 +530,7 @@ async def test_a_decision_is_made_on_the_features_of_its_own_minute(store: AwayS
 
     own = dict(rows("SELECT close_time, features FROM predictions WHERE symbol = 'ETHUSDT'"))
     assert own.keys() == {T0 + 2 * MINUTE}
-    assert own[T0 + 2 * MINUTE] == made.features.vectors(["ETHUSDT"]).astype("<f4").tobytes()
+    assert own[T0 + 2 * MINUTE] == made.features.vectors(["ETHUSDT"])[:, columns_of(FEATURES)].astype("<f4").tobytes()
 
 
 async def test_a_stop_while_the_store_is_away_keeps_what_was_due_for_the_drain_at_the_end(
@@ -689,3 +718,367 @@ async def test_a_minute_is_closed_by_the_symbols_that_are_followed_now(store: Aw
 
     closes = [json.loads(payload) for (payload,) in rows("SELECT payload FROM outbox WHERE kind = 'close' ORDER BY id")]
     assert [(each["T"], each["n"]) for each in closes] == [(T0 + MINUTE, 3), (T0 + 2 * MINUTE, 2)]
+
+
+# ---- models
+
+
+def minute_of(made: Bench, n: int, symbols: Iterable[str] | None = None) -> int:
+    """Deliver the n-th minute after T0; returns its T."""
+    made.clock.set_ms(T0 + n * MINUTE + 200)
+    made.close(T0 + n * MINUTE, symbols)
+    return T0 + n * MINUTE
+
+
+async def test_a_new_model_takes_over_at_its_candle_boundary_and_no_minute_is_missed(
+    store: AwayStore, rows: Any
+) -> None:
+    made = await bench(store, Always(0.5, "old"))
+    made.engine.deploy(Deployed("champion", T0 + 3 * MINUTE, Always(0.5, "new")))
+    for n in (1, 2, 3, 4):
+        minute_of(made, n)
+        await made.engine.drain()
+
+    assert rows("SELECT close_time, model_id, count(*) FROM signals GROUP BY close_time, model_id") == [
+        (T0 + MINUTE, "old", 3),
+        (T0 + 2 * MINUTE, "old", 3),
+        (T0 + 3 * MINUTE, "new", 3),
+        (T0 + 4 * MINUTE, "new", 3),
+    ]
+
+
+async def test_all_symbols_of_a_minute_are_decided_by_one_model(store: AwayStore, rows: Any) -> None:
+    """However late in the minute the new one has come."""
+    made = await bench(store, Always(0.5, "old"))
+    minute_of(made, 1, ["BTCUSDT"])
+    await made.engine.drain()
+    made.engine.deploy(Deployed("champion", T0 + MINUTE, Always(0.5, "new")))
+    minute_of(made, 1, ["ETHUSDT"])
+    await made.engine.drain()
+    minute_of(made, 2, ["BTCUSDT"])
+    await made.engine.drain()
+
+    flat = "SELECT symbol, close_time, model_id FROM signals WHERE status = 'flat'"
+    assert rows(f"{flat} ORDER BY close_time, symbol") == [
+        ("BTCUSDT", T0 + MINUTE, "old"),
+        ("ETHUSDT", T0 + MINUTE, "old"),
+        ("BTCUSDT", T0 + 2 * MINUTE, "new"),
+    ]
+
+
+async def test_of_two_models_for_the_same_minute_the_last_one_ordered_decides(store: AwayStore, rows: Any) -> None:
+    made = await bench(store, Always(0.5, "old"))
+    for name in ("first", "second"):
+        made.engine.deploy(Deployed("champion", T0 + MINUTE, Always(0.5, name)))
+    minute_of(made, 1)
+    await made.engine.drain()
+
+    assert rows("SELECT DISTINCT model_id FROM signals") == [("second",)]
+
+
+async def test_the_change_of_the_model_is_announced_once(store: AwayStore) -> None:
+    made = await bench(store, Always(0.5, "old"))
+    made.engine.deploy(Deployed("champion", T0 + 2 * MINUTE, Always(0.5, "new")))
+    for n in (1, 2, 3):
+        minute_of(made, n)
+        await made.engine.drain()
+        await made.publisher.flush()
+
+    heard = [await made.heard.__anext__() for _ in range(3 * 4 + 1)]
+    announced = [json.loads(each.payload) for each in heard if each.channel == "sig.model"]
+    assert [(each["model"], each["prev"], each["from"]) for each in announced] == [("new", "old", T0 + 2 * MINUTE)]
+    msgspec.json.decode(json.dumps(announced[0]), type=MESSAGES["model"])
+
+
+async def test_without_a_model_every_minute_gets_its_row_and_the_reason(store: AwayStore, rows: Any) -> None:
+    made = Bench(store, ManualClock(T0), None)
+    made.engine.deploy(Deployed("champion", T0 + 2 * MINUTE, None, "none of its models can be loaded: x"))
+    await made.engine.recover(SYMBOLS)
+    for n in (1, 2):
+        minute_of(made, n)
+        await made.engine.drain()
+
+    assert rows("SELECT DISTINCT close_time, status, detail, model_id, threshold FROM signals ORDER BY close_time") == [
+        (T0 + MINUTE, "skipped_model", "no model", "", None),
+        (T0 + 2 * MINUTE, "skipped_model", "none of its models can be loaded: x", "", None),
+    ]
+    assert rows("SELECT count(*) FROM predictions") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("validity", "detail"),
+    [
+        ({"valid_until": T0 + MINUTE}, "the model is not valid any more"),
+        ({"valid_from": T0 + 2 * MINUTE}, "the model is not valid yet"),
+    ],
+)
+async def test_a_model_decides_only_while_it_is_valid(
+    store: AwayStore, rows: Any, validity: dict[str, int], detail: str
+) -> None:
+    made = await bench(store, Always(0.9, manifest=manifest(**validity)))
+    minute_of(made, 1)
+    await made.engine.drain()
+
+    assert rows("SELECT DISTINCT status, detail FROM signals") == [("skipped_model", detail)]
+
+
+def test_each_row_is_scored_by_whether_the_model_was_valid_then() -> None:
+    times = T0 + np.arange(5) * MINUTE
+    model: Any = Always(0.9, manifest=manifest(valid_from=T0 + MINUTE, valid_until=T0 + 3 * MINUTE))
+    broken: Any = Broken(ValueError("no"))
+    broken.manifest = model.manifest
+    table = np.zeros((5, len(CATALOGUE)), np.float32)
+
+    scores = score(model, table, times)
+    with capture_logs():
+        failed = score(broken, table, times)
+
+    early, late = "the model is not valid yet", "the model is not valid any more"
+    assert scores.errors == [early, "", "", late, late]
+    assert np.isnan(scores.calibrated).any(axis=1).tolist() == [True, False, False, True, True]
+    assert failed.errors == [early, *["the model failed: ValueError: no"] * 2, late, late]
+
+
+async def test_the_minute_of_the_book_is_ended_before_its_vector_is_made(store: AwayStore, rows: Any) -> None:
+    model = Always(0.9, late_bits=late_bits([by_name["imb_0"]]))
+    made = await bench(store, model)
+
+    def book_minute_ended(symbols: Sequence[str], close_time: int) -> None:
+        for symbol in symbols:
+            if symbol != "ETHUSDT":  # nothing came of it in that minute
+                values = (symbol, close_time - MINUTE, 99.9, 1.0, 100.1, 1.0, 20.0, 0.5, 0.0, 9, 20.0)
+                made.features.add_row("book_minutes", (*values, close_time - 100, close_time - 90))
+
+    made.engine._end_book_minutes = book_minute_ended
+    minute_of(made, 1)
+    await made.engine.drain()
+
+    late = LATE_BITS["book_minutes"]
+    assert rows("SELECT symbol, late_mask FROM signals ORDER BY symbol") == [
+        ("BTCUSDT", 0),
+        ("ETHUSDT", late),
+        ("SOLUSDT", 0),
+    ]
+
+
+async def test_a_model_is_not_believed_outside_of_what_it_was_trained_on(store: AwayStore, rows: Any) -> None:
+    made = await bench(store, Always(0.9, outside=0.4, max_ood_share=0.1))
+    minute_of(made, 1)
+    await made.engine.drain()
+
+    said = "40% of the features lie outside what the model was trained on, more than 10%"
+    assert rows("SELECT DISTINCT status, side, detail, ood_share FROM signals") == [("skipped_ood", 0, said, 0.4)]
+
+
+async def test_a_critical_feature_without_a_value_means_no_signal_and_no_probability(
+    store: AwayStore, rows: Any
+) -> None:
+    model = Always(0.9, critical_columns=np.array([2, 3]))
+    made = await bench(store, model)
+    whole = made.features.vectors
+    holes = {"BTCUSDT": [], "ETHUSDT": ["tbi_60"], "SOLUSDT": ["ret_1"]}
+
+    def with_holes(symbols: Sequence[str]) -> Any:
+        table = whole(symbols)
+        for row, symbol in enumerate(symbols):
+            table[row, [columns_of(FEATURES)[FEATURE_NAMES.index(name)] for name in holes[symbol]]] = np.nan
+        return table
+
+    made.features.vectors = with_holes  # type: ignore[method-assign]
+    minute_of(made, 1)
+    await made.engine.drain()
+
+    assert rows("SELECT symbol, status, detail, nan_count FROM signals ORDER BY symbol") == [
+        ("BTCUSDT", "ok", "", 0),
+        ("ETHUSDT", "skipped_nan", "no value for tbi_60", 1),
+        ("SOLUSDT", "ok", "", 1),
+    ]
+    assert rows("SELECT symbol, p_long FROM predictions ORDER BY symbol") == [
+        ("BTCUSDT", 0.9),
+        ("ETHUSDT", None),
+        ("SOLUSDT", 0.9),
+    ]
+
+
+@pytest.fixture(scope="module")
+def sure_model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """It signals whatever it is asked about."""
+    return load_artefact(write_model(tmp_path_factory.mktemp("models"), threshold=0.0, ev_min_bp=-1e6))
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=len(FEATURES), max_size=len(FEATURES)), min_size=1, max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_a_vector_that_lacks_anything_critical_gets_no_probability_and_others_are_not_disturbed(
+    sure_model: LoadedModel, holes: list[list[bool]]
+) -> None:
+    table = np.random.default_rng(5).normal(size=(len(holes), len(CATALOGUE))).astype(np.float32)
+    whole = score(sure_model, table, np.full(len(holes), T0))
+    for row, lacking in enumerate(holes):
+        table[row, sure_model.columns[np.array(lacking)]] = np.nan
+
+    scores = score(sure_model, table, np.full(len(holes), T0))
+
+    for row, lacking in enumerate(holes):
+        if lacking[FEATURE_NAMES.index("tbi_15")] or lacking[FEATURE_NAMES.index("tbi_60")]:
+            assert np.isnan(scores.raw[row]).all()
+            assert np.isnan(scores.calibrated[row]).all()
+        else:
+            np.testing.assert_array_equal(scores.calibrated[row], whole.calibrated[row])
+
+
+async def test_a_model_from_a_folder_decides_and_every_row_says_by_which_rule(
+    store: AwayStore, rows: Any, tmp_path: Path
+) -> None:
+    model = load_artefact(write_model(tmp_path / "models", threshold=0.4, ev_min_bp=-200.0))
+    made = await bench(store, model)
+    minute_of(made, 1, ["BTCUSDT"])
+    await made.engine.drain()
+
+    columns = "model_id, schema_hash, label_hash, threshold, tp_pct, sl_pct, horizon_s, cost_bp"
+    assert rows(f"SELECT {columns} FROM signals") == [
+        (model.model_id, model.schema_hash, model.label_hash, 0.4, 1.0, 1.0, 14_400, 14.0)
+    ]
+    [(vector, raw, p_long, p_short)] = rows("SELECT features, p_long_raw, p_long, p_short FROM predictions")
+    [again] = model.predict(np.frombuffer(vector, "<f4").reshape(1, -1))[1].tolist()
+    assert [p_long, p_short] == again
+    assert raw == p_long
+
+
+# ---- shadows and drift
+
+
+async def test_shadows_score_what_the_champion_decided_and_trade_nothing(store: AwayStore, rows: Any) -> None:
+    model, shadow = Always(0.5), Always(0.9, "shadow-model")
+    made = await bench(store, model, others=[Deployed("shadow1", 0, shadow)])
+    async with running(made):
+        minute_of(made, 1)
+        await eventually(lambda: made.engine.shadow_rows["shadow1"] == 3)
+
+    assert rows("SELECT slot, model_id, p_long, count(*) FROM predictions GROUP BY slot ORDER BY slot") == [
+        ("champion", "always-1", 0.5, 3),
+        ("shadow1", "shadow-model", 0.9, 3),
+    ]
+    assert rows("SELECT DISTINCT slot FROM signals") == rows("SELECT DISTINCT slot FROM outbox") == [("champion",)]
+    both = "predictions a JOIN predictions b USING (symbol, close_time)"
+    assert rows(f"SELECT count(*) FROM {both} WHERE a.features = b.features AND a.slot < b.slot") == [(3,)]
+
+
+async def test_a_shadow_that_fails_or_a_store_that_is_away_for_it_costs_only_its_rows(
+    store: AwayStore, rows: Any
+) -> None:
+    made = await bench(store, others=[Deployed("shadow", 0, Broken(RuntimeError("no")))])
+    minute_of(made, 1)
+    await made.engine.drain()
+    store.away = True
+    with capture_logs() as logs:
+        await made.engine.score_aside()
+
+    assert {entry["event"] for entry in logs} == {"model_failed", "shadow_not_stored"}
+    assert made.engine.shadow_batches_lost == 1
+    assert rows("SELECT count(*), count(DISTINCT slot) FROM predictions") == [(3, 1)]
+    store.away = False
+
+
+async def test_shadows_that_cannot_keep_up_lose_the_oldest_batches_and_say_so(store: AwayStore) -> None:
+    made = await bench(store, symbols=("BTCUSDT",), others=[Deployed("shadow", 0, Always(0.5))])
+    for n in range(1, ASIDE + 4):
+        minute_of(made, n)
+        await made.engine.drain()
+    await made.engine.score_aside()
+
+    assert made.engine.shadow_batches_lost == 3
+    assert made.engine.shadow_rows["shadow"] == ASIDE
+
+
+async def test_a_shadow_begins_and_ends_at_a_boundary(store: AwayStore, rows: Any) -> None:
+    made = await bench(store, symbols=("BTCUSDT",), others=[Deployed("shadow", 0, None)])
+    made.engine.deploy(Deployed("shadow", T0 + 2 * MINUTE, Always(0.5, "s")))
+    made.engine.deploy(Deployed("shadow", T0 + 4 * MINUTE, None))
+    for n in (1, 2, 3, 4):
+        minute_of(made, n)
+        await made.engine.drain()
+        await made.engine.score_aside()
+
+    assert rows("SELECT close_time FROM predictions WHERE slot = 'shadow' ORDER BY 1") == [
+        (T0 + 2 * MINUTE,),
+        (T0 + 3 * MINUTE,),
+    ]
+    assert made.engine.models_status()["shadows"] == {}
+
+
+async def test_a_day_that_is_unlike_training_is_told_at_its_end(store: AwayStore) -> None:
+    training = np.random.default_rng(1).normal(size=(2880, len(FEATURES))).astype(np.float32) + 50
+    scores = np.full((2880, 2), 0.2)
+    reference = psi_reference(training, scores, np.repeat([0, 1], 1440), np.zeros(2880, bool))
+    model = Always(0.5, reference=read_reference(json.dumps(reference).encode(), len(FEATURES)))
+    made = await bench(store, model, symbols=("BTCUSDT",))
+    minutes_left = (86_400_000 - T0 % 86_400_000) // MINUTE
+    drift = made.engine._drift
+    assert drift is not None
+    row = np.zeros((1, len(FEATURES)), np.float32)
+    for n in range(-800, minutes_left - 1):
+        drift.add(T0 + n * MINUTE, row, np.full((1, 2), 0.5), 0)
+
+    with capture_logs() as logs:
+        for n in (minutes_left - 1, minutes_left, minutes_left + 1):
+            minute_of(made, n)
+            await made.engine.drain()
+            await made.engine.score_aside()
+
+    [told] = [entry for entry in logs if entry["event"] == "model_drifts"]
+    assert set(told["drifting"]) >= {"zret_15", "score_long"}
+    assert made.engine.models_status()["drift"]["yesterday"]["drifting"] == told["drifting"]
+    json.dumps(made.engine.models_status())
+
+
+# ---- models that compare symbols
+
+
+async def test_a_model_that_compares_symbols_waits_for_all_of_them(store: AwayStore, rows: Any) -> None:
+    model = Always(0.5, cross_section=True)
+    made = await bench(store, model)
+    async with running(made):
+        minute_of(made, 1, ["BTCUSDT"])
+        await asyncio.sleep(0.02)
+        assert model.asked == []
+        made.clock.set_ms(T0 + MINUTE + 900)
+        made.close(T0 + MINUTE, ["ETHUSDT", "SOLUSDT"])
+        made.clock.advance(0.05)
+        await eventually(lambda: model.asked == [3])
+
+    assert rows("SELECT DISTINCT xs_n, status FROM signals") == [(3, "flat")]
+
+
+async def test_it_waits_no_longer_than_two_seconds_and_then_knows_that_too_many_are_missing(
+    store: AwayStore, rows: Any
+) -> None:
+    made = await bench(store, Always(0.9, cross_section=True))
+    async with running(made):
+        minute_of(made, 1, ["BTCUSDT", "ETHUSDT"])
+        await asyncio.sleep(0.02)
+        made.clock.set_ms(T0 + MINUTE + 2_000)
+        await eventually(lambda: made.engine.batches == 1)
+
+    assert rows("SELECT DISTINCT status, detail FROM signals") == [
+        ("skipped_stale", "only 67% of the symbols have this minute")
+    ]
+
+
+async def test_a_stop_in_the_middle_of_a_shadows_scoring_leaves_it_for_the_end(store: AwayStore, rows: Any) -> None:
+    shadows = [Deployed(slot, 0, Always(0.5)) for slot in ("shadow1", "shadow2")]
+    made = await bench(store, others=shadows)
+    minute_of(made, 1)
+    await made.engine.drain()
+    store.frozen = True
+    scoring = asyncio.create_task(made.engine.score_aside())
+    await asyncio.sleep(0.02)
+    scoring.cancel()
+    with suppress(asyncio.CancelledError):
+        await scoring
+    store.frozen = False
+    await made.engine.score_aside()
+
+    assert rows("SELECT slot, count(*) FROM predictions WHERE slot <> 'champion' GROUP BY slot ORDER BY slot") == [
+        ("shadow1", 3),
+        ("shadow2", 3),
+    ]

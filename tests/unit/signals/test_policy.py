@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from perpline.domain.exit_rule import LabelRule
 from perpline.domain.instrument import Instrument
 from perpline.domain.signal import Status
-from perpline.inference.baseline import LabelRule
 from perpline.signals.policy import Facts, Verdict, decide, exit_prices, expected_value_bp
 
 RULE = LabelRule(tp_pct=1.0, sl_pct=1.0, horizon_s=14_400, cost_bp=14.0)
@@ -57,6 +57,12 @@ def test_a_trade_that_does_not_earn_its_costs_is_flat() -> None:
         ({"mark_updated_at": T - 10_001}, Status.SKIPPED_STALE, "mark price is 10.0 s old at the close"),
         ({"book_updated_at": None}, Status.SKIPPED_STALE, "no book yet"),
         ({"book_updated_at": T - 61_000}, Status.SKIPPED_STALE, "book is 61.0 s old at the close"),
+        ({"universe_share": 0.89}, Status.SKIPPED_STALE, "only 89% of the symbols have this minute"),
+        (
+            {"ood_share": 0.25, "max_ood_share": 0.1},
+            Status.SKIPPED_OOD,
+            "25% of the features lie outside what the model was trained on, more than 10%",
+        ),
         ({"missing": ("tbi_15", "tbi_60")}, Status.SKIPPED_NAN, "no value for tbi_15, tbi_60"),
         ({"p_long": None, "model_error": "no file"}, Status.SKIPPED_MODEL, "no file"),
         ({"p_short": None}, Status.SKIPPED_MODEL, "no model"),
@@ -190,3 +196,30 @@ def test_a_level_is_written_without_an_exponent() -> None:
 def test_levels_of_nothing_are_a_bug(side: int, mark: float) -> None:
     with pytest.raises(ValueError, match="no levels"):
         exit_prices(instrument("0.1"), side, mark, RULE)
+
+
+def test_the_raw_score_goes_with_the_side_that_was_judged() -> None:
+    assert verdict(p_long=0.6, raw_long=0.7, p_short=0.4, raw_short=0.1).p_raw == 0.7
+    assert verdict(p_long=0.2, raw_long=0.1, p_short=0.4, raw_short=0.3).p_raw == 0.3
+
+
+@given(
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.lists(st.sampled_from(["tbi_15", "tbi_60", "zret_15"]), min_size=1, unique=True),
+    st.floats(0, 1),
+)
+def test_whatever_the_model_says_a_missing_critical_feature_means_no_signal(
+    p_long: float, p_short: float, missing: list[str], ood_share: float
+) -> None:
+    found = verdict(p_long=p_long, p_short=p_short, missing=tuple(missing), ood_share=ood_share, max_ood_share=0.1)
+
+    assert (found.status, found.side, found.p) == (Status.SKIPPED_NAN, 0, None)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_beyond_its_training_no_probability_is_believed(p: float, q: float, share: float, limit: float) -> None:
+    found = verdict(p_long=p, p_short=q, ood_share=share, max_ood_share=limit)
+
+    assert (found.status is Status.SKIPPED_OOD) == (share > limit)
+    assert found.side == 0 or share <= limit

@@ -1,0 +1,277 @@
+"""`perpline explain`: one decision, and everything it was made of."""
+
+import asyncio
+import math
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from perpline.bootstrap import open_store, utc_text
+from perpline.cli.options import ConfigOption, DatabaseOption, JsonOption, print_json, time_ms
+from perpline.common.config import Settings, load_settings
+from perpline.common.errors import NeedsPerson
+from perpline.domain.candle import MINUTE_MS
+from perpline.domain.signal import Decision, Prediction, Status
+from perpline.inference.artefact import Manifest
+from perpline.inference.registry import find_manifest
+from perpline.storage.store import Store
+
+SHOWN_CANDLES = 5
+
+
+def explain(
+    symbol: Annotated[str, typer.Argument(help="The symbol.")],
+    close_time: Annotated[str, typer.Argument(help='T: milliseconds, ISO 8601, or "2026-11-23 05:11" (UTC).')],
+    slot: Annotated[
+        str | None, typer.Option(help="The slot; default: the setting slot, champion.", show_default=False)
+    ] = None,
+    database: DatabaseOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show on one page why a minute was decided as it was: candles, vector, model, thresholds, latency, publication.
+
+    Example: perpline explain BTCUSDT "2026-11-23 05:11"
+    """
+    settings = load_settings(config, os.environ, {"database_url": database})
+    t = time_ms(close_time, "CLOSE_TIME")
+    if t % MINUTE_MS:
+        raise typer.BadParameter(f"{utc_text(t)} and some seconds: minutes close at :00", param_hint="CLOSE_TIME")
+    symbol, slot = symbol.upper(), slot or settings.slot
+    if not re.fullmatch(r"\w{1,40}", symbol) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", slot):
+        raise typer.BadParameter("these are no names", param_hint="SYMBOL, --slot")
+    facts = asyncio.run(_gather(settings, symbol, t, slot))
+    if as_json:
+        print_json(facts)
+    else:
+        _print(facts)
+
+
+async def _gather(settings: Settings, symbol: str, t: int, slot: str) -> dict[str, Any]:
+    store = open_store(settings.database_url.get_secret_value(), read_only=True)
+    await store.open()
+    try:
+        where = f"symbol = '{symbol}' AND close_time = {t} AND slot = '{slot}'"
+        decision = await _row(store, "signals", (*Decision.__struct_fields__, "seq", "t_commit"), where)
+        prediction = await _row(store, "predictions", Prediction.__struct_fields__, where)
+        if decision is None and prediction is None:
+            raise NeedsPerson(f"there is no decision of {slot} about {symbol} at {utc_text(t)}")
+        model_id = (decision or prediction or {})["model_id"]
+        manifest, problem = _manifest(settings.models_dir, model_id)
+        lookback = max((feature.lookback_min or 1 for feature in manifest.features), default=1) if manifest else 1441
+        candles = await store.candles("1m", symbol, t - lookback * MINUTE_MS, t)
+        outbox = await _row(
+            store, "outbox", ("id", "payload", "valid_until", "published_at"), f"{where} AND kind = 'signal'"
+        )
+        gaps = [
+            gap
+            for gap in await store.gaps()
+            if gap.symbol == symbol
+            and gap.series == "candles_1m"
+            and gap.from_time < t
+            and gap.to_time > t - lookback * MINUTE_MS
+        ]
+    finally:
+        await store.close()
+    vector = _vector(prediction, manifest)
+    return {
+        "symbol": symbol,
+        "close_time": t,
+        "slot": slot,
+        "decision": decision,
+        "prediction": None
+        if prediction is None
+        else {name: prediction[name] for name in ("p_long_raw", "p_short_raw", "p_long", "p_short", "feat_ref")},
+        "vector": vector,
+        "model": {
+            "model_id": model_id,
+            "problem": problem,
+            "threshold": None if manifest is None else manifest.threshold,
+            "ev_min_bp": None if manifest is None else manifest.ev_min_bp,
+            "max_ood_share": None if manifest is None or manifest.ood is None else manifest.ood.max_share,
+            "critical": [] if manifest is None else manifest.critical,
+            "note": "" if manifest is None else manifest.note,
+            "dataset_hash": None if manifest is None else manifest.dataset_hash,
+        },
+        "candles": {
+            "wanted": lookback,
+            "stored": len(candles),
+            "synthetic": sum(candle.synthetic for candle in candles),
+            "sources": sorted({candle.source for candle in candles}),
+            "gaps": [
+                {"from": gap.from_time, "to": gap.to_time, "cause": gap.cause, "repaired_by": gap.repaired_by}
+                for gap in gaps
+            ],
+            "last": [
+                {
+                    "open_time": candle.open_time,
+                    **{
+                        name: _number(getattr(candle, name))
+                        for name in ("open", "high", "low", "close", "volume", "taker_buy_volume")
+                    },
+                    "trades": candle.trades,
+                    "source": candle.source,
+                    "received_at": candle.received_at,
+                }
+                for candle in candles[-SHOWN_CANDLES:]
+            ],
+        },
+        "latency_ms": None if decision is None else _latency(decision, outbox),
+        "outbox": outbox,
+    }
+
+
+async def _row(store: Store, table: str, columns: tuple[str, ...], where: str) -> dict[str, Any] | None:
+    names = ", ".join(f'"{column}"' for column in columns)
+    rows = await store.select(f"SELECT {names} FROM {table} WHERE {where}")
+    return dict(zip(columns, rows[0], strict=True)) if rows else None
+
+
+def _manifest(models_dir: Path, model_id: str) -> tuple[Manifest | None, str | None]:
+    try:
+        return find_manifest(models_dir, model_id), None
+    except NeedsPerson as error:
+        return None, str(error)
+
+
+def _vector(prediction: dict[str, Any] | None, manifest: Manifest | None) -> list[dict[str, Any]]:
+    """Each feature's value; its clip and whether it lies there, or beyond what training had."""
+    if prediction is None:
+        return []
+    values = np.frombuffer(prediction["features"], "<f4").tolist()
+    if manifest is None or len(manifest.features) != len(values):
+        return [{"name": str(place), "value": _number(value)} for place, value in enumerate(values)]
+    entries = []
+    for place, (feature, value) in enumerate(zip(manifest.features, values, strict=True)):
+        low = high = None
+        if manifest.ood is not None:
+            low, high = manifest.ood.low[place], manifest.ood.high[place]
+        entries.append(
+            {
+                "name": feature.name,
+                "value": _number(value),
+                "clip": feature.clip,
+                "clipped": feature.clip is not None and value in feature.clip,
+                "unusual": (low is not None and value < low) or (high is not None and value > high),
+                "critical": feature.name in manifest.critical,
+            }
+        )
+    return entries
+
+
+def _latency(decision: dict[str, Any], outbox: dict[str, Any] | None) -> dict[str, float | None]:
+    """Milliseconds of our clock from one stage to the next; None where a stage was not reached."""
+    stages = [decision[name] or None for name in ("t_candle_recv", "t_features", "t_predict", "t_commit")]
+    names = ("features", "predict", "commit")
+    steps = zip(names, stages, stages[1:], strict=False)
+    took = {name: None if a is None or b is None else round((b - a) / 1000, 3) for name, a, b in steps}
+    published = outbox and outbox["published_at"]
+    took["marked_published"] = None if not published or stages[3] is None else round(published - stages[3] / 1000, 3)
+    return took
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _print(facts: dict[str, Any]) -> None:
+    console = Console(highlight=False, markup=False)
+    decision, prediction, model = facts["decision"], facts["prediction"], facts["model"]
+    console.print(f"{facts['symbol']} at {utc_text(facts['close_time'])}, slot {facts['slot']}", style="bold")
+    if decision is None:
+        console.print("scored beside the champion, not decided on")
+    else:
+        side = {1: "▲ long", -1: "▼ short"}.get(decision["side"], decision["status"])
+        console.print(f"{side}{': ' + decision['detail'] if decision['detail'] else ''}")
+        console.print(f"signal {decision['signal_id']}, seq {decision['seq']}, {decision['xs_n']} decided together")
+        if decision["status"] == Status.OK:
+            console.print(f"target {decision['tp_price']}, stop {decision['sl_price']}, mark {decision['ref_mark']}")
+        console.print(
+            f"mark {decision['ref_mark']}, last {decision['ref_last']}, bid {decision['bid']}, ask {decision['ask']}"
+        )
+    console.print("\nmodel", style="bold")
+    console.print(f"{model['model_id']}{': ' + model['note'] if model['note'] else ''}")
+    if model["problem"]:
+        console.print(f"its manifest cannot be read: {model['problem']}", style="red")
+    if decision is not None:
+        console.print(f"schema {decision['schema_hash']}, label {decision['label_hash']}")
+        console.print(
+            f"better side: p raw {_shown(decision['p_raw'])}, calibrated {_shown(decision['p_cal'])} "
+            f"(from {_shown(decision['threshold'])} on), EV {_shown(decision['ev_bp'])} bp "
+            f"(from {_shown(model['ev_min_bp'])} on)"
+        )
+        console.print(
+            f"{decision['nan_count']} features without a value, {decision['ood_share']:.1%} outside what training had "
+            f"(up to {_shown(model['max_ood_share'])}), late inputs {decision['late_mask']:#b}"
+        )
+    if prediction is not None:
+        console.print(
+            f"long {_shown(prediction['p_long_raw'])} → {_shown(prediction['p_long'])}, "
+            f"short {_shown(prediction['p_short_raw'])} → {_shown(prediction['p_short'])}, "
+            f"vector {prediction['feat_ref']}"
+        )
+    _print_candles(console, facts["candles"])
+    _print_vector(console, facts["vector"])
+    if facts["latency_ms"] is not None:
+        console.print("\nlatency", style="bold")
+        steps = facts["latency_ms"].items()
+        console.print(", ".join(f"{name.replace('_', ' ')} {_shown(took)} ms" for name, took in steps))
+    outbox = facts["outbox"]
+    if outbox is None:
+        console.print("no message: it was never meant to be published")
+    else:
+        at = outbox["published_at"]
+        console.print(f"message {outbox['id']}: " + (f"published {utc_text(at)}" if at else "waits in the outbox"))
+        console.print(outbox["payload"], style="dim")
+
+
+def _print_candles(console: Console, candles: dict[str, Any]) -> None:
+    console.print(
+        f"\ncandles: {candles['stored']} of {candles['wanted']} minutes, {candles['synthetic']} synthetic, "
+        f"from {', '.join(candles['sources']) or 'nowhere'}",
+        style="bold",
+    )
+    for gap in candles["gaps"]:
+        repaired = f"repaired by {gap['repaired_by']}" if gap["repaired_by"] else "open"
+        console.print(
+            f"gap {utc_text(gap['from'])} to {utc_text(gap['to'])}: {gap['cause']}, {repaired}", style="yellow"
+        )
+    names = ("open", "high", "low", "close", "volume", "taker_buy_volume", "trades", "source")
+    table = Table("closed at", *names, box=None, header_style="dim")
+    for candle in candles["last"]:
+        cells = [("" if candle[name] is None else str(candle[name])) for name in names]
+        table.add_row(utc_text(candle["open_time"] + MINUTE_MS), *cells)
+    console.print(table)
+
+
+def _print_vector(console: Console, vector: list[dict[str, Any]]) -> None:
+    if not vector:
+        console.print("\nno vector: the model was not asked", style="bold")
+        return
+    console.print(
+        f"\nvector of {len(vector)} (* critical, red beyond training, yellow clipped or missing)", style="bold"
+    )
+    across = max(1, min(5, console.width // 26))
+    table = Table(*[Column(no_wrap=True) for _ in range(across)], box=None, show_header=False, pad_edge=False)
+    cells = [_cell(entry) for entry in vector]
+    for start in range(0, len(cells), across):
+        table.add_row(*cells[start : start + across])
+    console.print(table)
+
+
+def _cell(entry: dict[str, Any]) -> Text:
+    value = entry["value"]
+    style = "red" if entry.get("unusual") else "yellow" if value is None or entry.get("clipped") else ""
+    star = "*" if entry.get("critical") else ""
+    return Text.assemble((f"{entry['name']}{star} ", "dim"), ("–" if value is None else f"{value:.5g}", style))
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
