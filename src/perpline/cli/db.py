@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from perpline.bootstrap import open_store
+from perpline.bootstrap import make_data_dir, open_store
 from perpline.cli.options import ConfigOption, DatabaseOption, JsonOption, print_json
 from perpline.common.config import load_settings, masked_url
 from perpline.common.errors import NeedsPerson
@@ -170,7 +170,10 @@ def _with_store(
     read_only: bool = False,
 ) -> dict[str, Any]:
     """What the work finds out about the database, and the database's address."""
-    url = load_settings(config, os.environ, {"database_url": database}).database_url.get_secret_value()
+    settings = load_settings(config, os.environ, {"database_url": database})
+    url = settings.database_url.get_secret_value()
+    if not read_only:
+        make_data_dir(settings)
 
     async def main() -> dict[str, Any]:
         store = open_store(url, read_only=read_only)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from keyword import iskeyword
 from typing import Annotated
 
 import typer
@@ -34,7 +35,28 @@ def perpline(
 ) -> None: ...
 
 
-COMMANDS = ("demo", "run", "status", "watch", "schema", "config", "db", "plan", "replay", "record", "simulate")
+COMMANDS = (
+    "demo",
+    "run",
+    "status",
+    "watch",
+    "schema",
+    "config",
+    "db",
+    "plan",
+    "models",
+    "explain",
+    "features",
+    "replay",
+    "record",
+    "simulate",
+    "import",
+    "backfill",
+    "gaps",
+    "train",
+    "backtest",
+    "parity",
+)
 """Each is a module of this folder with a function, or for a group of commands an `app`, of that name."""
 
 
@@ -48,7 +70,7 @@ def add_commands(names: Sequence[str] = COMMANDS) -> None:
     for name in names:
         if name in known:
             continue
-        module = import_module(f"perpline.cli.{name}")
+        module = import_module(f"perpline.cli.{name}{'_' if iskeyword(name) else ''}")
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name)
         else:

@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -46,6 +47,17 @@ DurationOption = Annotated[
 ]
 
 stderr = Console(stderr=True)
+
+
+def time_ms(text: str, option: str) -> int:
+    """Milliseconds of 1795410660000, 2026-11-23T05:11, 2026-11-23 05:11 or with an offset; without one UTC."""
+    if text.isdecimal() and len(text) == 13:
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"no time: {text!r}; 2026-11-20T13:57 is one", param_hint=option) from None
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def exchange_settings(

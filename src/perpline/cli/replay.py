@@ -21,6 +21,7 @@ from perpline.collector.recorder import read_frames
 from perpline.common.clock import ManualClock
 from perpline.common.config import load_settings
 from perpline.common.telemetry import configure_logging
+from perpline.inference.registry import Deployed, load_default
 
 FLUSH_EVERY_FRAMES = 20_000
 
@@ -61,7 +62,8 @@ def replay(
             store = open_store(database)
             await store.open()
             try:
-                parts = make_parts(settings, ManualClock(), store, MemoryBus(), {}, None, random.Random(0))
+                deployed = [Deployed(settings.slot, 0, load_default())]
+                parts = make_parts(settings, ManualClock(), store, MemoryBus(), {}, None, random.Random(0), deployed)
                 return await _replay(parts, files, file_format, stop)
             finally:
                 await store.close()
@@ -111,6 +113,7 @@ async def _replay(parts: Parts, files: list[Path], file_format: FileFormat, stop
                 break
     parts.flush_minutes()
     await parts.engine.drain()
+    await parts.engine.score_aside()
     await parts.publisher.flush()
     await parts.buffer.flush()
     await parts.ledger.flush()

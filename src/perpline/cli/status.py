@@ -69,6 +69,10 @@ def status(
     )
     for line in summary_lines(facts):
         console.print(line)
+    if facts["parity"] is not None:
+        console.print(parity_text(facts["parity"]))
+    for model_line in model_lines(facts["models"]):
+        console.print(model_line)
     for connection in facts["connections"]:
         if not connection["live"]:
             console.print(
@@ -77,6 +81,16 @@ def status(
         elif connection["silent"]:
             silent = ", ".join(connection["silent"])
             console.print(f"{connection['name']} hears nothing of {silent}", style="red", markup=False)
+
+
+def parity_text(found: dict[str, Any]) -> Text:
+    """What the last nightly comparison said."""
+    if "error" in found:
+        return Text(f"parity of {found['date']} was not compared: {found['error']}", "yellow")
+    if found["ok"]:
+        return Text(f"parity of {found['date']}: {found['cells']:,} cells, none differs")
+    differ = f"{found['mismatch_cells']:,} of {found['cells']:,} cells"
+    return Text(f"parity of {found['date']}: {differ}, {found['mismatch_probabilities']:,} probabilities differ", "red")
 
 
 STREAM_HEADS = {"kline_1m": "1m", "kline_15m": "15m", "kline_1h": "1h", "markPrice@1s": "mark", "bookTicker": "book"}
@@ -186,8 +200,29 @@ def summary_lines(facts: dict[str, Any]) -> list[Text]:
         asked.append(f"closing frame to published: p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms   ")
     gaps = facts["candles"]["gaps_noted"]
     asked.append(f"{gaps} gaps", "red" if gaps else "")
+    if made := facts["candles"]["synthetic"]:
+        asked.append(f"   {made} synthetic candles")
     asked.append(f"   REST weight {rest['weight_used']} of {rest['weight_limit']}")
     return [heard, decided, asked]
+
+
+def model_lines(models: dict[str, Any]) -> list[Text]:
+    """Which model decides, what runs beside it and what was refused; and what drifts, if something does."""
+    champion = models["champion"]
+    name = None if champion is None else champion["model_id"]
+    lines = [Text(f"model {name}" if name else "no model decides", "" if name else "red")]
+    if shadows := models["shadows"]:
+        lines[0].append("   " + ", ".join(f"{slot} {each['model_id']}" for slot, each in shadows.items()), "dim")
+    for each in models["coming"]:
+        lines.append(Text(f"{each['slot']} {each['model_id']} from {clock_text(each['since'])} on", "cyan"))
+    lines += [Text(f"{slot}: {reason}", "red") for slot, reason in models["refused"].items()]
+    days = [] if models["drift"] is None else [models["drift"]["today"], models["drift"]["yesterday"]]
+    judged = next((day for day in days if day is not None and day["judged"]), None)
+    if judged is not None and judged["drifting"]:
+        shown = ", ".join(judged["drifting"][:8]) + (" …" if len(judged["drifting"]) > 8 else "")
+        lines.append(Text(f"{len(judged['drifting'])} columns further from training than on 99 % of its days: {shown}"))
+        lines[-1].stylize("yellow")
+    return lines
 
 
 def clock_text(time_ms: int) -> str:

@@ -33,7 +33,7 @@ def facts(symbols: int, **of_each: Any) -> dict[str, Any]:
         ],
         "messages": {"rates": {"total": 1234.5}, "malformed": 0},
         "decisions": {"by_status": {"flat": 5, "ok": 1}, "close_to_signal_ms": {"p50": 2.0, "p99": 9.0}},
-        "candles": {"gaps_noted": 0},
+        "candles": {"gaps_noted": 0, "synthetic": 0},
         "rest": {"weight_used": 7, "weight_limit": 2400},
         "symbols": {f"S{number}USDT": entry | of_each for number in range(symbols)},
     }
