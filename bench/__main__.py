@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 
 from bench.close import close as bench_close
+from bench.features import features as bench_features
+from bench.labels import labels as bench_labels
 from bench.latency import latency as bench_latency
 from bench.results import RESULTS, Table, as_json, show, surroundings, write
 from bench.route import route as bench_route
@@ -131,13 +133,47 @@ def start(
     _run("start", [partial(bench_start, symbols, limit)], as_json_line, to_file, results)
 
 
+@app.command()
+def labels(
+    minutes: Annotated[int, typer.Option("--minutes", min=1000, help="Rows; a year has 525,600.")] = 525_600,
+    rounds: RoundsOption = 5,
+    as_json_line: JsonOption = False,
+    to_file: WriteOption = False,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Labels, uniqueness and weights of a symbol-year.
+
+    Example: python -m bench labels --rounds 3
+    """
+    _run("labels", [partial(bench_labels, minutes, rounds)], as_json_line, to_file, results)
+
+
+@app.command()
+def features(
+    minutes: Annotated[int, typer.Option("--minutes", min=2000, help="Candles of a history.")] = 525_600,
+    years: Annotated[int, typer.Option("--years", min=1, help="Histories to write to disk.")] = 30,
+    symbols: SymbolsOption = DEFAULT_SYMBOLS,
+    closes: Annotated[int, typer.Option("--closes", min=1, help="Closes of each case.")] = 200,
+    rounds: RoundsOption = 5,
+    as_json_line: JsonOption = False,
+    to_file: WriteOption = False,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Features of a symbol-year and of a close, warm and cold, beside pandas, polars and TA-Lib.
+
+    Example: python -m bench features --minutes 50000 --years 2 --rounds 3
+    """
+    part = partial(bench_features, minutes, years, symbols, closes, rounds)
+    _run("features", [part], as_json_line, to_file, results)
+
+
 @app.command(name="all")
 def everything(to_file: WriteOption = False, results: ResultsOption = RESULTS) -> None:
     """Every benchmark, one after the other, with its defaults: about ten minutes.
 
     Example: python -m bench all --write
     """
-    for benchmark in (route, latency, close, workers, start):
+    for benchmark in (route, latency, close, workers, start, features, labels):
         benchmark(to_file=to_file, results=results)
 
 

@@ -24,7 +24,7 @@ from perpline.exchange.binance.decode import FieldWatch, decode
 ROOT = Path(__file__).parents[2]
 TINY_ROUTE = ("route", "--symbols", "3", "--seconds", "0.01", "--rounds", "1")
 TINY_CLOSE = ("close", "--symbols", "3", "--closes", "1")
-SPLIT = ("features", "model", "verdicts", "commit", "outbox", "publish")
+SPLIT = ("features", "model", "verdicts", "commit", "publish")
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,7 +57,7 @@ def test_route_measures_perpline_beside_the_others() -> None:
         "bytes read, thrown away",
         "picows, empty callback",
         "picows + msgspec typed",
-        "perpline, book tickers kept as bytes until read",
+        "perpline, books and forming candles kept as bytes",
         "perpline, every frame decoded (book_minutes)",
     ]
     assert ("websockets + json" in receivers) == (importlib.util.find_spec("websockets") is not None)

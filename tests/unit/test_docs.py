@@ -96,7 +96,7 @@ def test_every_status_of_a_decision_is_explained() -> None:
 
     missing = {str(status) for status in Status if f"`{status}`" not in text}
 
-    assert missing == {"ok", "skipped_ood"}  # a signal needs no excuse; nothing gives skipped_ood yet
+    assert missing == {"ok"}  # a signal needs no excuse
 
 
 async def test_every_table_is_named_in_the_readme(tmp_path: Path) -> None:

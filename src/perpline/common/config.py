@@ -86,7 +86,7 @@ class Settings(BaseModel):
     book_minutes: bool = True
     """Whether each minute's best bids and asks are summed up in the table book_minutes, for which every single book
     ticker is decoded. Without it only the newest of each symbol is, when it is read, and a core hears about four
-    times as many."""
+    times as many; models with columns of group M are refused then."""
     price_klines: bool = True
     """Whether mark, index and premium klines are polled."""
     rest_weight_share: float = Field(0.8, ge=0.05, le=1)
@@ -108,6 +108,11 @@ class Settings(BaseModel):
     """Rows are written at the latest at the first look (every 5 s) after they have waited so long."""
     buffer_max_rows: int = Field(100_000, ge=1, le=10_000_000)
     """Rows a table may have waiting while the database is away; beyond it the oldest are dropped, and said to be."""
+
+    models_dir: Path
+    """Where models are, a folder each: models in data_dir by default."""
+    parity_at: Annotated[str, BeforeValidator(_lower), Field(pattern=r"^(off|([01]\d|2[0-3]):[0-5]\d)$")] = "off"
+    """When, UTC, the predictions of the day before are computed again and compared (`perpline parity`), as "03:30"."""
 
     record: OptionalPath = None
     """Raw frames are also written here (zstd, rotated): at most record_files files of record_file_mb each."""
@@ -137,6 +142,12 @@ class Settings(BaseModel):
     def top(self) -> int | None:
         """N of "top:N", None where the symbols are listed."""
         return int(self.symbols[4:]) if isinstance(self.symbols, str) else None
+
+    @property
+    def parity_at_ms(self) -> int | None:
+        """The milliseconds from midnight, None where it is off."""
+        hour, _, minute = self.parity_at.partition(":")
+        return (int(hour) * 60 + int(minute)) * 60_000 if minute else None
 
     def masked(self) -> dict[str, dict[str, object]]:
         """{name: {"value", "source"}} for people and logs: plain JSON values, passwords replaced by ***.
@@ -293,6 +304,7 @@ def _defaults(given: Mapping[str, tuple[object, str]], env: Mapping[str, str]) -
         # Three slashes and the path: an absolute one makes four, which every reader of such URLs takes for absolute.
         "database_url": (f"sqlite:///{folder / 'perpline.db'}", "default of data_dir"),
         "malformed_file": (folder / "malformed.frames", "default of data_dir"),
+        "models_dir": (folder / "models", "default of data_dir"),
     }
     network = str(given["network"][0]).lower() if "network" in given else "mainnet"
     if network in BINANCE_URLS:
@@ -327,7 +339,7 @@ def _expanded(name: str, value: object, env: Mapping[str, str]) -> object:
     return _home_expanded(value, env) if name in _PATHS and isinstance(value, str) and _none(value) else value
 
 
-_PATHS = ("data_dir", "record", "malformed_file")
+_PATHS = ("data_dir", "models_dir", "record", "malformed_file")
 
 
 def _home_expanded(text: str, env: Mapping[str, str]) -> Path:
