@@ -21,6 +21,9 @@ from perpline.features import kernel
 from perpline.features.batch import SymbolReplay, candle_rows
 from perpline.features.catalogue import CATALOGUE, CORE, columns_of
 from perpline.features.live import LiveFeatures, compile_kernel
+from perpline.inference.artefact import LoadedModel
+from perpline.inference.registry import load_default
+from perpline.signals.scoring import score
 from perpline.storage.history import SymbolHistory
 from perpline.training.dataset import _SymbolFiles
 
@@ -182,7 +185,8 @@ def to_disk(history: SymbolHistory, years: int, say: Say) -> Table:
 
 
 def per_close(symbols: list[int], closes: int, say: Say) -> Table:
-    """Vectors of all symbols that close together: the compiled call alone, and LiveFeatures.vectors."""
+    """Vectors of all symbols that close together: the compiled call, LiveFeatures.vectors, and the model's answer."""
+    model = load_default()
     rows: list[tuple[str | float | int | None, ...]] = []
     cold = np.zeros(COLD_BYTES // 8)
     for count in symbols:
@@ -193,12 +197,17 @@ def per_close(symbols: list[int], closes: int, say: Say) -> Table:
         one.take(made_up(12_000))
         one.vectors(1 << 60, 1 << 60)
         live._ints[:], live._floats[:] = one.ints, one.floats
-        places = np.arange(count)
+        places, times = np.arange(count), np.full(count, model.manifest.train.to + MINUTE_MS)
         out, late = np.empty((count, kernel.WIDTH)), np.empty(count, np.int64)
         alone = partial(kernel.finish, live._ints, live._floats, places, live._rules, out, late)
         for caches in ("warm", "cold"):
             say(f"{count} symbols, {caches} caches")
-            for what, run in (("kernel", alone), ("LiveFeatures.vectors", partial(live.vectors, names))):
+            steps: tuple[tuple[str, Callable[[], object]], ...] = (
+                ("kernel", alone),
+                ("LiveFeatures.vectors", partial(live.vectors, names)),
+                ("vectors and model", partial(_answer, model, live, names, times)),
+            )
+            for what, run in steps:
                 run()
                 taken = []
                 for _ in range(closes):
@@ -212,8 +221,16 @@ def per_close(symbols: list[int], closes: int, say: Say) -> Table:
         "Features of a close, all symbols together",
         ("what", "symbols", "p50 ms", "p99 ms"),
         rows,
-        (f"{closes} closes each. Cold: {COLD_BYTES >> 20} MB are rewritten before each call.",),
+        (
+            f"{closes} closes each. Cold: {COLD_BYTES >> 20} MB are rewritten before each call.",
+            f"model: {model.model_id}, {len(model.features)} columns, one call of ONNX Runtime for all symbols, with "
+            "calibration and the share of columns out of bounds.",
+        ),
     )
+
+
+def _answer(model: LoadedModel, live: LiveFeatures, names: list[str], times: NDArray[np.int64]) -> object:
+    return score(model, live.vectors(names), times)
 
 
 # ---- the market
