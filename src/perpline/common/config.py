@@ -85,7 +85,7 @@ class Settings(BaseModel):
     """Whether holes outside the windows in use wait for `train` or `backfill`, or are fetched at once."""
     book_minutes: bool = True
     """Whether each minute's best bids and asks are summed up in the table book_minutes, for which every single book
-    ticker is decoded. Without it only the newest of each symbol is, when it is read, and a core hears about four
+    ticker is decoded. Without it only the newest of each symbol is, when it is read, and a core hears about five
     times as many; models with columns of group M are refused then."""
     price_klines: bool = True
     """Whether mark, index and premium klines are polled."""
