@@ -114,6 +114,59 @@ class Settings(BaseModel):
     parity_at: Annotated[str, BeforeValidator(_lower), Field(pattern=r"^(off|([01]\d|2[0-3]):[0-5]\d)$")] = "off"
     """When, UTC, the predictions of the day before are computed again and compared (`perpline parity`), as "03:30"."""
 
+    binance_api_key: SecretStr = SecretStr("")
+    """The account's API key, for live trading. Better in api_key_file; never in perpline.toml."""
+    binance_api_secret: SecretStr = SecretStr("")
+    """The secret of an HMAC key."""
+    api_key_file: OptionalPath = None
+    """A file of mode 0600 with the key and its secret, or with the key and an Ed25519 private key (docs/trading.md).
+    By default the systemd credential `perpline-api-key`, where there is one."""
+    order_transport: Annotated[Literal["socket", "rest"], BeforeValidator(_lower)] = "socket"
+    """Whether orders go over the order WebSocket API, with REST when it is away, or over REST alone."""
+    paper_equity_usdt: float = Field(10_000.0, gt=0, le=1e12)
+    """What the paper account begins with, once."""
+    paper_fee_bps: float = Field(5.0, ge=0, le=100)
+    """Fee of a paper fill, basis points of its notional."""
+    sizing: Annotated[Literal["notional", "equity", "volatility"], BeforeValidator(_lower)] = "notional"
+    """How large a position is: size_usdt, size_pct of the equity, or so that the stop costs risk_pct of the equity."""
+    size_usdt: float = Field(100.0, gt=0, le=1e9)
+    """Notional of a position with sizing = notional."""
+    size_pct: float = Field(2.0, gt=0, le=1000)
+    """Notional of a position in percent of the equity with sizing = equity."""
+    risk_pct: float = Field(0.25, gt=0, le=10)
+    """What a position may lose at its stop, in percent of the equity, with sizing = volatility: the stop's distance
+    follows the symbol's volatility, and so the size does the other way round."""
+    max_positions: int = Field(10, ge=1, le=1000)
+    """Open at once, of one account."""
+    max_symbol_usdt: float = Field(1_000.0, gt=0, le=1e9)
+    """Most notional of one symbol."""
+    max_total_usdt: float = Field(5_000.0, gt=0, le=1e10)
+    """Most notional of all symbols together."""
+    daily_loss_limit_pct: float = Field(3.0, gt=0, le=100)
+    """No entries until midnight UTC once the day has lost so much of the equity it began with."""
+    max_drawdown_pct: float = Field(10.0, gt=0, le=100)
+    """No entries once the equity is so far below its highest, until a person sets the mode again."""
+    stop_cooldown_min: int = Field(30, ge=0, le=10_080)
+    """Minutes without an entry in a symbol after its stop was hit."""
+    max_slippage_bps: float = Field(8.0, gt=0, le=1000)
+    """No entry where the book ticker's estimate costs more."""
+    min_liquidation_distance_pct: float = Field(10.0, gt=0, lt=100)
+    """No entry whose liquidation price would lie nearer to the mark price, and none where it lies before the stop."""
+    leverage: int = Field(3, ge=1, le=125)
+    """Set for each symbol before its first live order, with isolated margin. More than 3 must be asked for."""
+    trailing_stop_pct: float = Field(0.0, ge=0, lt=100)
+    """The stop follows the best mark price at this distance; 0 for none."""
+    break_even_pct: float = Field(0.0, ge=0, lt=100)
+    """Once the position is so far in profit the stop moves to the entry price; 0 for never."""
+    protective_stop_factor: float = Field(1.5, gt=1, le=10)
+    """The stop that rests at the exchange is this many times as far from the entry as ours."""
+    unknown_positions: Annotated[Literal["adopt", "leave"], BeforeValidator(_lower)] = "leave"
+    """A position that perpline did not open is given a stop under the rules, or left alone. It is told either way."""
+    reconcile_every_s: Seconds = 180.0
+    """How often account, positions, orders and stops are compared with the exchange's."""
+    naked_alarm_s: Seconds = 3.0
+    """A live position without a confirmed stop at the exchange for so long is an alarm."""
+
     record: OptionalPath = None
     """Raw frames are also written here (zstd, rotated): at most record_files files of record_file_mb each."""
     record_file_mb: Megabytes = 100
@@ -155,7 +208,7 @@ class Settings(BaseModel):
         The source is "default", "default of …", the file's name, the environment variable or "option".
         """
         return {
-            name: {"value": _shown(getattr(self, name)), "source": self._sources.get(name, "default")}
+            name: {"value": _shown(name, getattr(self, name)), "source": self._sources.get(name, "default")}
             for name in type(self).model_fields
         }
 
@@ -339,7 +392,9 @@ def _expanded(name: str, value: object, env: Mapping[str, str]) -> object:
     return _home_expanded(value, env) if name in _PATHS and isinstance(value, str) and _none(value) else value
 
 
-_PATHS = ("data_dir", "models_dir", "record", "malformed_file")
+_URLS = ("database_url", "redis_url")
+_KEYS = ("binance_api_key", "binance_api_secret")
+_PATHS = ("data_dir", "models_dir", "record", "malformed_file", "api_key_file")
 
 
 def _home_expanded(text: str, env: Mapping[str, str]) -> Path:
@@ -357,7 +412,7 @@ def _explain(error: ValidationError, values: Mapping[str, tuple[object, str]]) -
         return f"{name} is not set: with network = 'custom' both URLs must be given"
     value, source = values[name]
     # A URL may hold a password, and a broken one cannot be masked with certainty.
-    shown = "" if name in ("database_url", "redis_url") else f", not {value!r}"
+    shown = "" if name in _URLS + _KEYS else f", not {value!r}"
     return f"{name} ({source}): {message}{shown}"
 
 
@@ -373,9 +428,10 @@ def _check_scheme(url: str, schemes: tuple[str, ...], needs_host: bool = False) 
         raise ValueError(f"must be a URL {expected}")
 
 
-def _shown(value: object) -> object:
+def _shown(name: str, value: object) -> object:
     if isinstance(value, SecretStr):
-        return masked_url(value.get_secret_value())
+        secret = value.get_secret_value()
+        return masked_url(secret) if name in _URLS else "***" if secret else ""
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
