@@ -15,6 +15,7 @@ from perpline.domain.exit_rule import (
     LabelRule,
     exit_levels,
     exit_reason,
+    rounded_levels,
     touched_level,
 )
 from perpline.domain.fill import entry_fill, exit_fill, funding_paid, gross_return, last_at_level, net_return
@@ -86,6 +87,7 @@ def follow(
 
     reference = float(path.first[begin]) if begin < len(path.first) else math.nan
     target, stop = exit_levels(side, reference, rule.tp_pct, rule.sl_pct)
+    target, stop = rounded_levels(side, target, stop, path.step, path.scale)
     if begin >= len(path.first):
         return made("open", begin)
     if math.isnan(path.entry[begin]) or math.isnan(reference):

@@ -136,6 +136,7 @@ def _print(report: ImportReport, ignored: list[str]) -> None:
     facts: dict[str, Any] = {
         "files": report.files,
         "already there": report.duplicates,
+        "of these completed": report.completed,
         "told differently (revisions)": report.revisions,
         "invalid rows": report.invalid,
         "holes opened": report.holes,

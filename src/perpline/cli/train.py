@@ -5,15 +5,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from msgspec import Struct
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from perpline.bootstrap import make_clock, make_data_dir, make_rest, open_store
 from perpline.cli.backfill import rest_settings
@@ -38,7 +39,7 @@ from perpline.domain.candle import MINUTE_MS
 from perpline.domain.exit_rule import LabelRule
 from perpline.features.catalogue import SCHEMAS, lookback_of
 from perpline.inference import registry
-from perpline.inference.artefact import LoadedModel, Manifest, load_artefact, read_manifest
+from perpline.inference.artefact import LoadedModel, Manifest, is_name, load_artefact, read_manifest
 from perpline.storage.store import Store
 from perpline.training.dataset import build_dataset
 from perpline.training.fit import TreeParams, lightgbm
@@ -48,10 +49,12 @@ from perpline.training.train import (
     Material,
     Options,
     Outcome,
+    check_mark,
     check_span,
     exact_leak_tests,
     kernel_rows,
     label_symbols,
+    lift_table,
     lift_warning,
     windows_for,
 )
@@ -59,7 +62,10 @@ from perpline.training.train import (
     train as train_model,
 )
 
+T = TypeVar("T")
+
 FOREVER_MS = 1 << 52
+STOPPED = "stopped: the same command again goes on"
 
 
 class _Prepared(Struct):
@@ -133,6 +139,10 @@ def train(
         raise typer.BadParameter(f"no schema {schema}; these are: {', '.join(SCHEMAS)}", param_hint="--schema")
     start = None if since is None else time_ms(since, "--from")
     end = None if to is None else time_ms(to, "--to")
+    if start is not None and end is not None and start >= end:
+        raise typer.BadParameter("it begins when --to has passed", param_hint="--from")
+    if not is_name(name):
+        raise typer.BadParameter("small letters, digits and _, at most 32", param_hint="--name")
     if hasattr(os, "nice"):
         os.nice(10)
     settings = load_settings(
@@ -146,6 +156,7 @@ def train(
     warning = lift_warning(rule)
     if warning:
         stderr.print(f"[yellow]warning[/] {warning}")
+        _print_lift(rule)
     work = work_dir or settings.data_dir / "training"
 
     def options_for(names: list[str], first: int, last: int) -> Options:
@@ -166,23 +177,42 @@ def train(
 
     began = time.monotonic()
     with _Stages() as stages:
-        names = symbols.upper().split(",") if symbols else None
-        prepared = run_loop(lambda stop: _prepare(settings, names, start, end, options_for, work, repair, stages, stop))
-        outcome = train_model(
-            prepared.options,
-            prepared.dataset,
-            prepared.labels,
-            prepared.materials,
-            prepared.exact,
-            work,
-            settings.models_dir,
-            stages.update,
-            int(time.time() * 1000),
-            prepared.champion,
-            _manifests(settings.models_dir),
-        )
+        names = symbols.upper().replace(" ", "").split(",") if symbols else None
+
+        async def prepare(stop: asyncio.Event) -> _Prepared:
+            return await _until(stop, _prepare(settings, names, start, end, options_for, work, repair, stages, stop))
+
+        prepared = run_loop(prepare)
+        try:
+            outcome = train_model(
+                prepared.options,
+                prepared.dataset,
+                prepared.labels,
+                prepared.materials,
+                prepared.exact,
+                work,
+                settings.models_dir,
+                stages.update,
+                int(time.time() * 1000),
+                prepared.champion,
+                _manifests(settings.models_dir),
+            )
+        except KeyboardInterrupt:
+            raise NeedsPerson(STOPPED) from None
         run_loop(lambda stop: _register(settings, outcome))
     _tell(outcome, warning, time.monotonic() - began, as_json)
+
+
+async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
+    """What the work gives. Raises NeedsPerson where it is stopped before."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not working.done():
+        working.cancel()
+        await asyncio.wait([working])
+        raise NeedsPerson(STOPPED)
+    return working.result()
 
 
 async def _prepare(
@@ -216,6 +246,7 @@ async def _prepare(
         lightgbm()
         if repair:
             await _repair(settings, store, options, stages, stop)
+        await check_mark(store, options)
         dataset = await _build(settings, store, options, work, stages)
         labels, materials = await label_symbols(store, options, dataset, work, stages.update)
         exact = await exact_leak_tests(store, options, kernel_rows(options.schema), stages.update)
@@ -246,7 +277,7 @@ async def _repair(settings: Settings, store: Store, options: Options, stages: "_
             f"{len(report.failed)} requests failed, the first: {report.failed[0]}; --no-repair trains on what is stored"
         )
     if report.stopped:
-        raise NeedsPerson("stopped: the same command again goes on")
+        raise NeedsPerson(STOPPED)
 
 
 async def _build(settings: Settings, store: Store, options: Options, work: Path, stages: "_Stages") -> Path:
@@ -330,11 +361,29 @@ class _Stages:
         self._progress.advance(self._tasks["repair"], rows)
 
 
+def _print_lift(rule: LabelRule) -> None:
+    """What must be known beyond chance at these and at other levels (features.md 2.2)."""
+    table = Table(box=None, pad_edge=False)
+    for head in ("target / stop %", "costs bp", "by chance", "to break even", "needed"):
+        table.add_column(head, justify="right")
+    for each in lift_table(rule):
+        table.add_row(
+            f"{each['tp_pct']:g} / {each['sl_pct']:g}",
+            f"{each['cost_bp']:g}",
+            f"{each['random']:.3f}",
+            f"{each['break_even']:.3f}",
+            f"{each['lift_needed'] * 100:+.0f} points",
+            style="yellow" if each["chosen"] else "",
+        )
+    stderr.print(table)
+
+
 def _tell(outcome: Outcome, warning: str, seconds: float, as_json: bool) -> None:
     verdict = outcome.report["verdict"]
     if as_json:
         values: dict[str, Any] = {
             "model_id": outcome.model_id,
+            "already_there": outcome.there,
             "path": str(outcome.path),
             "report": str(outcome.path / "report.html"),
             "verdict": verdict,
@@ -346,6 +395,9 @@ def _tell(outcome: Outcome, warning: str, seconds: float, as_json: bool) -> None
         print_json(values)
         return
     console = Console()
-    console.print(f"[bold]{outcome.model_id}[/] is a candidate")
+    if outcome.there:
+        console.print(f"already there: [bold]{outcome.model_id}[/], of the same data, seed and settings")
+    else:
+        console.print(f"[bold]{outcome.model_id}[/] is a candidate")
     console.print(f"[{'green' if verdict['beats_baselines'] else 'yellow'}]{verdict['text']}[/]")
     console.print(f"report: {outcome.path / 'report.html'}", soft_wrap=True)

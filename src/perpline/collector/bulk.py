@@ -1,7 +1,8 @@
 """Rows that come by the thousand, from files or REST: stored once, compared with what is there, holes written down.
 
 What is stored stays (features.md 1.5, first seen wins). A candle that is told differently later is rows in `revisions`;
-a 5-minute value that is, is a further revision of its own, known from now on.
+one that is told the same and more gets what it lacks. A 5-minute value that is told differently is one more revision
+of its own, known from now on.
 """
 
 import math
@@ -48,11 +49,14 @@ class Kept(Struct):
     """There already, or twice in what came."""
     revisions: int = 0
     """There already, and told differently."""
+    completed: int = 0
+    """Of the duplicates those that filled empty columns of the stored row."""
 
     def add(self, other: "Kept") -> None:
         self.new += other.new
         self.duplicates += other.duplicates
         self.revisions += other.revisions
+        self.completed += other.completed
 
 
 # ---- candles ----
@@ -79,8 +83,7 @@ async def keep_klines(
     owner = np.repeat(np.arange(len(new)), [len(columns["open_time"]) for _, columns in new])
     if not len(owner):
         return kept
-    names = ("open_time", *_PRICES, *(COMPARED[4:] if table.startswith("candles_") else ()), *_ALSO.get(table, ()))
-    merged = {name: np.concatenate([_column(columns, name) for _, columns in new]) for name in names}
+    merged = {name: np.concatenate([_column(columns, name) for _, columns in new]) for name in _names(table)}
     order = np.lexsort((owner, merged["open_time"]))
     symbols = np.array([symbol for symbol, _ in new], dtype=object)
     for start in range(0, len(order), SLICE_ROWS):
@@ -116,13 +119,22 @@ async def _new_klines(
     if len(known["open_time"]):
         inside = np.minimum(place, len(known["open_time"]) - 1)
         there = known["open_time"][inside] == time
-        await _revise(store, table, symbol, columns, np.flatnonzero(there), known, inside[there], source, now_ms, kept)
+        at, known_at = np.flatnonzero(there), inside[there]
+        same = await _revise(store, table, symbol, columns, at, known, known_at, source, now_ms, kept)
+        more = at[same & _tells_more(table, columns, at, known, known_at)]
+        for start in range(0, len(more), SLICE_ROWS):
+            some = {name: _column(columns, name)[more[start : start + SLICE_ROWS]] for name in _names(table)}
+            rows = _kline_rows(table, [symbol] * len(some["open_time"]), some, source, now_ms)
+            kept.completed += await store.complete_rows(table, rows)
     first = np.concatenate(([True], np.diff(time) > 0))
     again = np.flatnonzero(~first & ~there)
     if len(again):
         told_first = {name: columns[name] for name in compared} | {"source": np.full(len(time), source)}
         before = np.maximum.accumulate(np.where(first, np.arange(len(time)), 0))[again]
-        await _revise(store, table, symbol, columns, again, told_first, before, source, now_ms, kept)
+        same = await _revise(store, table, symbol, columns, again, told_first, before, source, now_ms, kept)
+        for name in [name for name in TABLES[table].may_lack if name in columns]:
+            lacks = same & np.isnan(columns[name][before])
+            columns[name][before[lacks]] = columns[name][again[lacks]]
     fresh = first & ~there
     return {name: values[fresh] for name, values in columns.items()}
 
@@ -138,8 +150,9 @@ async def _revise(
     source: Source,
     now_ms: int,
     kept: Kept,
-) -> None:
-    """Compare rows with what was told before. What either side does not tell (NaN, -1 trades) is not compared."""
+) -> NDArray[np.bool_]:
+    """Compare rows with what was told before, and return which tell the same. What either side does not tell (NaN, -1
+    trades) is not compared."""
     differs = np.zeros(len(at), np.bool_)
     rows: list[Row] = []
     for name in [name for name in COMPARED if name in columns and name in known]:
@@ -156,6 +169,25 @@ async def _revise(
     await store.add_rows("revisions", rows)
     kept.revisions += int(differs.sum())
     kept.duplicates += int((~differs).sum())
+    return ~differs
+
+
+def _tells_more(
+    table: str, columns: Columns, at: NDArray[np.intp], known: Columns, known_at: NDArray[np.intp]
+) -> NDArray[np.bool_]:
+    """Which of these rows tell something that the known ones lack."""
+    more = np.zeros(len(at), np.bool_)
+    for name in [name for name in TABLES[table].may_lack if name in columns and name in known]:
+        new, old = columns[name][at].astype(np.float64), known[name][known_at].astype(np.float64)
+        if name == "trades":
+            new, old = (np.where(values < 0, np.nan, values) for values in (new, old))
+        more |= np.isnan(old) & ~np.isnan(new)
+    return more
+
+
+def _names(table: str) -> tuple[str, ...]:
+    """What the table has of a candle."""
+    return ("open_time", *_PRICES, *(COMPARED[4:] if table.startswith("candles_") else ()), *_ALSO.get(table, ()))
 
 
 def _kline_rows(table: str, symbols: list[str], columns: Columns, source: Source, now_ms: int) -> list[Row]:

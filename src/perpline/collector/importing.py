@@ -37,6 +37,8 @@ class ImportReport(Struct):
     """New rows by table."""
     duplicates: int = 0
     revisions: int = 0
+    completed: int = 0
+    """Stored candles that got columns they lacked; counted as duplicates too."""
     invalid: int = 0
     invalid_named: list[str] = field(default_factory=list)
     holes: int = 0
@@ -189,6 +191,7 @@ class Importer:
         self.report.rows[table] = self.report.rows.get(table, 0) + kept.new
         self.report.duplicates += kept.duplicates
         self.report.revisions += kept.revisions
+        self.report.completed += kept.completed
 
 
 def _rows(group: Sequence[tuple[str, FileRows]]) -> int:

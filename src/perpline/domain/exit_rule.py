@@ -5,6 +5,7 @@ numba. So the functions take plain numbers, decide one step each, and call nothi
 """
 
 import json
+import math
 from hashlib import blake2b
 from typing import Final, Literal
 
@@ -73,6 +74,20 @@ def exit_levels(side: int, reference: float, tp_pct: float, sl_pct: float) -> tu
     return reference * (1.0 + side * tp_pct / 100.0), reference * (1.0 - side * sl_pct / 100.0)
 
 
+def rounded_levels(side: int, target: float, stop: float, step: float, scale: float) -> tuple[float, float]:
+    """Both on the grid of prices n · step / scale, away from the reference, as live places them (features.md 4.1).
+
+    A tick of 0.05 is step 5 and scale 100, so that a price is the very number that its decimals are read as. A level
+    that lies on the grid but for the last bits stays. Scale 0: as they are.
+    """
+    if scale <= 0.0 or target != target:
+        return target, stop
+    above, below = (target, stop) if side > 0 else (stop, target)
+    above = math.ceil(above * scale / step - 1e-7) * step / scale
+    below = math.floor(below * scale / step + 1e-7) * step / scale
+    return (above, below) if side > 0 else (below, above)
+
+
 def exit_reason(side: int, target: float, stop: float, high: float, low: float, now: int, deadline: int) -> int:
     """What a stretch of the mark price does to a position: OPEN, TARGET, STOP, STOP_FIRST or TIMEOUT.
 
@@ -101,3 +116,28 @@ def touched_level(side: int, reason: int, target: float, stop: float, first_pric
     if reason == TARGET:
         return target
     return min(stop, first_price) if side > 0 else max(stop, first_price)
+
+
+def better_mark(side: int, best: float, mark: float) -> float:
+    """The better of two mark prices for a position of this side: the higher for a long, the lower for a short."""
+    if side > 0:
+        return mark if mark > best else best
+    return mark if mark < best else best
+
+
+def trailed_stop(side: int, stop: float, best: float, trailing_pct: float) -> float:
+    """The stop that follows the best mark price at a distance of `trailing_pct`; 0 for one that does not follow.
+
+    It moves in the position's favour only. Over minutes it is the best of the minutes before that counts: whether high
+    or low came first within one is not known.
+    """
+    if trailing_pct <= 0.0:
+        return stop
+    return better_mark(side, stop, best * (1.0 - side * trailing_pct / 100.0))
+
+
+def break_even_stop(side: int, stop: float, entry: float, best: float, break_even_pct: float) -> float:
+    """The stop, moved to the entry price once the best mark price was `break_even_pct` in profit; 0 for never."""
+    if break_even_pct <= 0.0 or side * (best - entry) < entry * break_even_pct / 100.0:
+        return stop
+    return better_mark(side, stop, entry)

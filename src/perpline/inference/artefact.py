@@ -46,7 +46,8 @@ MAX_GOLDEN_ROWS = 4096
 TOLERANCE = 1e-6
 """How far a golden output may be off: on the machine that wrote it and with its ONNX Runtime it is exact."""
 
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_]{0,31}$")]
+_NAME = r"^[a-z0-9][a-z0-9_]{0,31}$"
+Name = Annotated[str, Meta(pattern=_NAME)]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Column = Annotated[int, Meta(ge=0, lt=10_000)]
 TimeMs = Annotated[int, Meta(ge=0, lt=253_402_300_800_000)]
@@ -150,6 +151,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     """When each input counted as known, by table."""
     ood: Ood | None = None
     parent: str | None = None
+    """The model that was in force when this one was made."""
     valid_from: TimeMs | None = None
     valid_until: TimeMs | None = None
     """From then on the model decides nothing any more."""
@@ -217,6 +219,11 @@ class LoadedModel:
         outside = (vectors < self._low) | (vectors > self._high)
         share: NDArray[np.float64] = outside.mean(axis=1, dtype=np.float64)
         return share
+
+
+def is_name(text: str) -> bool:
+    """Whether a model's id may begin so."""
+    return re.fullmatch(_NAME, text) is not None
 
 
 def write_artefact(models_dir: Path, manifest: Manifest, files: Mapping[str, bytes], golden_rows: Vectors) -> Path:
@@ -379,8 +386,9 @@ def _round_trip(manifest: Manifest) -> Manifest:
 
 
 def _model_id(manifest: Manifest, files: Mapping[str, bytes]) -> str:
-    """Made of everything but when it was written, so that the same training gives the same id."""
-    values = msgspec.to_builtins(replace(manifest, model_id="", created_at=0))
+    """Made of everything but when it was written and what was in force then, so that the same training gives the same
+    id."""
+    values = msgspec.to_builtins(replace(manifest, model_id="", created_at=0, parent=None))
     heads = sorted({manifest.heads.long.file, manifest.heads.short.file})
     values["head_sums"] = {name: sha256(files[name]).hexdigest() for name in heads}
     digest = blake2b(msgspec.json.encode(values, order="deterministic"), digest_size=4).hexdigest()

@@ -420,6 +420,38 @@ def eras(examples: Examples, scores: Scores, trades: Trades) -> dict[str, Any]:
     }
 
 
+BREAKS = (
+    (1_758_153_600_000, "2025-09-18", "mark price basis of 30 s instead of 1 min; another formula of funding"),
+    (1_767_312_000_000, "2026-01-02", "funding intervals fall back from 1 h to 4 h by themselves"),
+    (1_782_345_600_000, "2026-06-25", "5-minute metrics are labelled by the beginning of their period"),
+)
+"""When the exchange changed what its numbers mean: ms UTC, day, what changed (features.md 2.6)."""
+
+
+def between_breaks(examples: Examples, scores: Scores, trades: Trades) -> list[dict[str, Any]]:
+    """Direction AUC, trades and net result before, between and after the `BREAKS`; empty where all of `scores` lie on
+    one side."""
+    rows = scores.rows
+    fences = np.array([each[0] for each in BREAKS])
+    part, of_trade = (np.searchsorted(fences, times, side="right") for times in (examples.times[rows], trades.begin))
+    made = []
+    for each in np.unique(part).tolist():
+        mine = part == each
+        up = examples.net[rows[mine], 0] > examples.net[rows[mine], 1]
+        area = auc(up, scores.raw[mine, 0] - scores.raw[mine, 1])
+        made.append(
+            {
+                "since": BREAKS[each - 1][1] if each else None,
+                "until": BREAKS[each][1] if each < len(BREAKS) else None,
+                "rows": int(mine.sum()),
+                "direction_auc": area if math.isfinite(area) else None,
+                "trades": int((of_trade == each).sum()),
+                "net_bp": float(trades.net[of_trade == each].sum() * 1e4),
+            }
+        )
+    return made if len(made) > 1 else []
+
+
 def _week(times: Ints) -> Ints:
     """Number of the week that begins on Monday."""
     return (times // DAY_MS + 3) // 7

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from perpline.training.labels import Floats, Ints, Labels, uniqueness
 
 Vectors = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+
+LEAST_UNIVERSE_SHARE = 0.9
+"""Of the symbols, without which a minute is not decided live either (`signals.policy`, features.md 1.6)."""
+NO_MINUTES: Ints = np.zeros(0, np.int64)
 
 
 class Examples(Struct):
@@ -37,6 +42,8 @@ class Examples(Struct):
     sources: list[Vectors]
     """The features of each symbol, memory-mapped: only the rows that are asked for are read."""
     source_row: Ints
+    thin: int = 0
+    """Rows left out because fewer than nine of ten symbols had their minute."""
 
     def __len__(self) -> int:
         return len(self.times)
@@ -46,6 +53,13 @@ class Examples(Struct):
         """What the heads are asked: whether a trade earned more than it cost, bool[n, 2]."""
         won: Mask = self.net > 0
         return won
+
+    def digest(self) -> str:
+        """Changes with any row, and with what became of its trades."""
+        made = blake2b(digest_size=16)
+        for values in (self.symbol, self.times, self.ends, self.net, self.unique):
+            made.update(np.ascontiguousarray(values).data)
+        return made.hexdigest()
 
     def features(self, rows: Ints | Mask) -> Vectors:
         """float32 [len(rows), len(names)] of these rows, which ascend."""
@@ -111,9 +125,14 @@ def join(
     names: tuple[str, ...],
     critical: Sequence[str],
 ) -> Examples:
-    """Rows that have a label and every critical feature: those that live would have asked about."""
+    """Rows that have a label and every critical feature: those that live would have asked about.
+
+    Where the features compare symbols, also at least nine of ten symbols in their minute, as live wants.
+    """
     symbols = tuple(sorted(symbol for symbol in dataset if symbol in labels))
     at = [names.index(name) for name in critical]
+    few = thin_minutes([times for times, _ in dataset.values()]) if compares_symbols(names) else NO_MINUTES
+    thin = 0
     parts: list[dict[str, NDArray[Any]]] = []
     for index, symbol in enumerate(symbols):
         made, (times, features) = labels[symbol], dataset[symbol]
@@ -122,6 +141,10 @@ def join(
         good = made.known.copy()
         if at:
             good &= np.isfinite(np.asarray(features[:, at])).all(axis=1)
+        if len(few):
+            alone = np.isin(times, few)
+            thin += int((good & alone).sum())
+            good &= ~alone
         rows = np.flatnonzero(good)
         unique = [uniqueness(made.times[rows], made.ends[rows, side]) for side in (0, 1)]
         parts.append(
@@ -138,6 +161,35 @@ def join(
             }
         )
     if not parts or not sum(len(part["times"]) for part in parts):
+        empty = [name for name, place in zip(critical, at, strict=True) if not _ever(dataset, place)]
+        if empty:
+            raise NeedsPerson(
+                f"there is no value of {', '.join(empty[:5])}: a table that it is made of is empty, or the candles "
+                "tell prices and volume alone (--schema ohlcv)"
+            )
         raise NeedsPerson("no row has both a label and its critical features: too little history, or holes in it")
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Examples(symbols=symbols, names=names, sources=[dataset[symbol][1] for symbol in symbols], **columns)
+    sources = [dataset[symbol][1] for symbol in symbols]
+    return Examples(symbols=symbols, names=names, sources=sources, thin=thin, **columns)
+
+
+def _ever(dataset: Mapping[str, tuple[Ints, Vectors]], column: int) -> bool:
+    return any(bool(np.isfinite(features[:, column]).any()) for _, features in dataset.values())
+
+
+def compares_symbols(names: Sequence[str]) -> bool:
+    """Whether a column of group K is among these."""
+    return any(feature.group == "K" for feature in CATALOGUE if feature.name in names)
+
+
+def thin_minutes(times: Sequence[Ints]) -> Ints:
+    """Close times (ms) at which fewer than nine of ten symbols have a row, of those that have begun by then and not
+    ended yet. `times`: the ascending close times of each symbol's rows."""
+    there = [each for each in times if len(each)]
+    if not there:
+        return NO_MINUTES
+    minutes, present = np.unique(np.concatenate(there), return_counts=True)
+    begun = np.searchsorted(np.sort([each[0] for each in there]), minutes, side="right")
+    ended = np.searchsorted(np.sort([each[-1] for each in there]), minutes, side="left")
+    few: Ints = minutes[present < LEAST_UNIVERSE_SHARE * (begun - ended)]
+    return few

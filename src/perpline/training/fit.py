@@ -143,7 +143,11 @@ def to_onnx(texts: tuple[str, str], columns: int) -> bytes:
     both.graph.node.extend(short.graph.node)
     both.graph.initializer.extend(short.graph.initializer)
     both.graph.output.extend(short.graph.output)
-    made: bytes = both.SerializeToString()
+    # onnxmltools lists them in the order of a set of strings, another one in every process.
+    opsets = sorted(both.opset_import, key=lambda each: str(each.domain))
+    del both.opset_import[:]
+    both.opset_import.extend(opsets)
+    made: bytes = both.SerializeToString(deterministic=True)
     return made
 
 

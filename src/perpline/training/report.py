@@ -36,7 +36,7 @@ def report_html(report: Json) -> str:
         section("Calibration", _calibration(report["skill"])),
         section("After costs", _trading(report)),
         section("Beside what it has to beat", _baselines(report)),
-        section("Weeks", _weeks(report["eras"])),
+        section("Weeks", _weeks(report["eras"]) + _breaks(report)),
         section("Which columns it listens to", _columns(report)),
         section("Leak tests", _leaks(report["leaks"])),
         section("How it was judged", _folds(report)),
@@ -58,8 +58,9 @@ def _data(data: Json, label: Json) -> str:
         [
             each["symbol"],
             day(each["first"]),
-            day(each["last"]),
+            day(each["last"]) + (", delisted" if each["delisted"] else ""),
             f"{each['candles']:,}",
+            percent(each["coverage"], 1),
             f"{each['holes']:,}",
             percent(each["synthetic_share"], 2),
             f"{each['without_mark']:,}" if label["price"] == "mark" else "not used",
@@ -72,11 +73,12 @@ def _data(data: Json, label: Json) -> str:
         for each in data["symbols"]
     ]
     head = [
-        "symbol", "first", "last", "candles", "holes", "synthetic", "minutes without mark", "settlements", "rows",
-        "labelled", "ambiguous", "1 % of a minute's turnover",
+        "symbol", "first", "last", "candles", "of all minutes", "holes", "synthetic", "minutes without mark",
+        "settlements", "rows", "labelled", "ambiguous", "1 % of a minute's turnover",
     ]  # fmt: skip
     facts = [
         ["rows with label and critical features", f"{data['rows']:,}"],
+        ["left out: fewer than 90 % of the symbols in their minute", f"{data['thin_cross_section']:,}"],
         ["rows of the final fit (thinned)", f"{data['trained_rows']:,}"],
         ["mean uniqueness of a label", f"{data['mean_uniqueness']:.4f}"],
         ["effective rows", f"{data['n_eff']:,.0f}"],
@@ -87,6 +89,15 @@ def _data(data: Json, label: Json) -> str:
         ["schema", f"{data['schema']}, {data['features']} columns"],
         ["dataset hash", f"<code>{escape(str(data['dataset_hash']))}</code>"],
     ]
+    estimate = data["funding_estimate"]
+    if estimate is not None:
+        facts.append(
+            [
+                "fund_est and the rate that was settled, bp an hour apart",
+                f"median {estimate['median']:.3f}, 99 % below {estimate['most']:.3f}, "
+                f"{estimate['settlements']:,} settlements",
+            ]
+        )
     return table(head, rows) + table(["", ""], facts, raw=True)
 
 
@@ -279,6 +290,26 @@ def _weeks(eras: Json) -> str:
         + summary
         + table(["week from", "rows", "direction AUC", "trades", "net bp"], rows)
     )
+
+
+def _breaks(report: Json) -> str:
+    within = report["data"]["breaks"]
+    if not within:
+        return ""
+    said = table(["the exchange changed", ""], [[day, what] for _, day, what in within])
+    parts = [
+        [
+            f"{each['since'] or 'the beginning'} to {each['until'] or 'the end'}",
+            f"{each['rows']:,}",
+            number(each["direction_auc"], 3),
+            f"{each['trades']:,}",
+            f"{each['net_bp']:+.1f}",
+        ]
+        for each in report["between_breaks"]
+    ]
+    if not parts:
+        return said + "<p>None of these days lies within what was judged.</p>"
+    return said + table(["judged from", "rows", "direction AUC", "trades", "net bp"], parts)
 
 
 def _columns(report: Json) -> str:

@@ -27,7 +27,7 @@ from perpline.inference import artefact
 from perpline.inference.artefact import Calibrators, Head, Heads, LoadedModel, Manifest, ManifestFeature, Ood, Training
 from perpline.inference.drift import psi_reference
 from perpline.storage.history import SymbolHistory, symbol_history
-from perpline.storage.store import Store
+from perpline.storage.store import TABLES, Store
 from perpline.training import baselines, evaluate, leaks
 from perpline.training.evaluate import Days, Scores, days_of, sides, take, trading
 from perpline.training.examples import Examples, Mask, Vectors, critical_names, feature_names, join, read_dataset
@@ -45,7 +45,7 @@ from perpline.training.fit import (
 from perpline.training.labels import Floats, Ints, Labels, independent_symbols, label, price_path, weights
 from perpline.training.leaks import FeatureRows, LeakTest
 from perpline.training.report import report_html
-from perpline.training.splits import DAY_MS, Fold, Windows, walk_forward
+from perpline.training.splits import DAY_MS, Fold, Windows, rows_of, walk_forward
 from perpline.training.walk import (
     Fit,
     Tail,
@@ -68,14 +68,21 @@ KNOWN_AT = {
     "funding_rates": "funding_time + 60 s",
     "open_interest, long_short_ratio": "period end + 120 s, or when first seen",
 }
+NO_MARK = (
+    "no row can be labelled on the mark price: import or backfill mark price candles, or ask for --label-price last, "
+    "which is written in manifest and report"
+)
 LIFT_WARNING = 0.10
 LOCKBOX_FOLD = 99
 MIN_TRADES = 30
 GOLDEN_ROWS = 512
 GRAPH = "model.onnx"
+LOCKBOX = "lockbox_opened"
 LABEL_TABLES = ("candles_1m", "mark_klines", "funding_rates")
 DELISTED_AFTER_MS = DAY_MS
-"""A series that ends this much before the others ended with its contract."""
+"""A series that ends this much before most others ended with its contract."""
+LABELS_FORMAT = 2
+"""Of what is kept of a symbol's labels; with another one they are made anew."""
 
 Progress = Callable[[str, int, int], None]
 """Told the stage in words, how many of its steps are done, and how many there are."""
@@ -116,6 +123,10 @@ class Material(Struct):
     rows: int
     labelled: int
     ambiguous_share: float
+    delisted: bool
+    """Whether its candles end so long before most others' that its contract counts as ended."""
+    funding_off: list[float]
+    """How far fund_est was from each rate when it was settled, basis points per hour; empty where it is no column."""
     quote_per_minute: float
     """Median traded in a minute, quote units."""
     hours: list[int]
@@ -130,7 +141,9 @@ class Outcome(Struct):
     """Folder of the artefact."""
     model_id: str
     report: dict[str, Any]
-    seconds: dict[str, float]
+    """report.json of that folder."""
+    there: bool
+    """Whether an earlier training of the same had made it already. What it wrote then is left as it is."""
 
 
 def windows_for(rule: LabelRule, train: float, test: float, step: float, lockbox: float) -> Windows:
@@ -161,32 +174,68 @@ async def label_symbols(
     """
     manifest, rows = read_dataset(dataset)
     made, materials = {}, []
-    for number, (symbol, (times, _)) in enumerate(sorted(rows.items())):
+    ends = sorted(int(times[-1]) for times, _ in rows.values() if len(times))
+    estimate = feature_names(manifest).index("fund_est") if "fund_est" in feature_names(manifest) else None
+    for number, (symbol, (times, features)) in enumerate(sorted(rows.items())):
         progress("labels", number, len(rows))
-        key = _key(manifest["dataset_hash"], symbol, label_hash(options.rule), options.start, options.to)
+        delisted = len(times) > 0 and int(times[-1]) < ends[len(ends) // 2] - DELISTED_AFTER_MS
+        stored = [await _count(store, table, symbol, options) for table in LABEL_TABLES]
+        asked = (symbol, label_hash(options.rule), options.start, options.to, delisted, stored)
+        key = _key(LABELS_FORMAT, manifest["dataset_hash"], *asked)
         file = work / f"{symbol}.labels.npz"
         known = _load(file, key)
         if known is None:
             history = await symbol_history(store, symbol, options.start, options.to, tables=LABEL_TABLES)
-            labels, material = _label_symbol(history, np.asarray(times), options)
+            labels, material = _label_symbol(history, np.asarray(times), options, delisted)
+            if estimate is not None:
+                material.funding_off = funding_off(history, np.asarray(times), np.asarray(features[:, estimate]))
             known = {**structs.asdict(labels), "material": _bytes(msgspec.json.encode(material))}
             _save(file, key, known)
         materials.append(msgspec.json.decode(known.pop("material").tobytes(), type=Material))
         made[symbol] = Labels(**known)
     progress("labels", len(rows), len(rows))
     if options.rule.price == "mark" and not any(labels.known.any() for labels in made.values()):
-        raise NeedsPerson(
-            "no row can be labelled on the mark price: import or backfill mark price candles, or ask for "
-            "--label-price last, which is written in manifest and report"
-        )
+        raise NeedsPerson(NO_MARK)
     return made, materials
 
 
-def _label_symbol(history: SymbolHistory, times: Ints, options: Options) -> tuple[Labels, Material]:
+async def check_mark(store: Store, options: Options) -> None:
+    """Raises NeedsPerson where the rule asks for mark prices and none are stored."""
+    if options.rule.price == "mark":
+        for symbol in options.symbols:
+            if await _count(store, "mark_klines", symbol, options):
+                return
+        raise NeedsPerson(NO_MARK)
+
+
+async def _count(store: Store, table: str, symbol: str, options: Options) -> int:
+    """Rows of a table that labels are made of. They are added to and never changed, so that their number says whether
+    the labels that are kept are of the same."""
+    time = TABLES[table].time
+    name = symbol.replace("'", "''")
+    where = f"symbol = '{name}' AND {time} >= {options.start} AND {time} < {options.to}"
+    [[count]] = await store.select(f"SELECT count(*) FROM {table} WHERE {where}")
+    return int(count)
+
+
+def funding_off(history: SymbolHistory, times: Ints, estimates: Vectors) -> list[float]:
+    """Distance of the last estimate before each settlement from the rate that was settled, basis points per hour.
+
+    `estimates` f4[n] is the column fund_est at `times` (ms). Its formula weighs a premium a minute where the exchange
+    weighs one every five seconds, so the two differ a little (features.md 7).
+    """
+    settled, rate, hours = (history.funding[name] for name in ("funding_time", "rate", "interval_hours"))
+    at = settled // MINUTE_MS * MINUTE_MS  # known a minute later: until then the column is about this settlement
+    place = np.minimum(np.searchsorted(times, at), max(0, len(times) - 1))
+    there = (times[place] == at) & (hours > 0) if len(times) else np.zeros(len(at), np.bool_)
+    off = np.abs(estimates[place[there]].astype(np.float64) - rate[there] / hours[there] * 1e4)
+    return [round(each, 4) for each in off[np.isfinite(off)].tolist()]
+
+
+def _label_symbol(history: SymbolHistory, times: Ints, options: Options, delisted: bool) -> tuple[Labels, Material]:
     candles = history.candles
     opened = candles["open_time"]
     last = int(opened[-1]) if len(opened) else 0
-    delisted = bool(len(opened)) and last < options.to - DELISTED_AFTER_MS
     labels = label(price_path(history, options.rule, delisted=delisted), times, options.rule)
     quote = candles["quote_volume"]
     if not np.isfinite(quote).any():
@@ -205,6 +254,8 @@ def _label_symbol(history: SymbolHistory, times: Ints, options: Options) -> tupl
         rows=len(times),
         labelled=int(labels.known.sum()),
         ambiguous_share=labels.ambiguous_share,
+        delisted=delisted,
+        funding_off=[],
         quote_per_minute=float(np.nanmedian(quote)) if np.isfinite(quote).any() else 0.0,
         hours=opened[whole].tolist(),
         closes=candles["close"][whole].tolist(),
@@ -273,14 +324,23 @@ def train(
     share = independent / max(1, len(examples.symbols))
     first, to = int(examples.times.min()), int(examples.times.max()) + 60_000
     folds, lockbox = walk_forward(first, to, options.windows)
+    whole = _with_rows(folds, examples)
+    if len(whole) < 2:
+        raise NeedsPerson(
+            f"of {len(folds)} windows {len(whole)} have rows with a label and their critical features, and two are "
+            "needed: the history has holes, see `perpline gaps`"
+        )
+    folds = whole
+    if options.open_lockbox and not _with_rows([lockbox], examples):
+        raise NeedsPerson("the lock-box has no rows to judge by: the history has a hole there")
     weight = np.stack([weights(examples.times, examples.unique[:, side], to) for side in (0, 1)], axis=1)
     recipe = _Recipe(options, examples, weight, share)
 
+    learned = examples.digest()
+
     def key(*parts: object) -> str:
         fitted = msgspec.json.encode([structs.asdict(options.windows), structs.asdict(options.params), options.every])
-        return _key(
-            manifest["dataset_hash"], label_hash(options.rule), fitted.decode(), options.seed, first, to, *parts
-        )
+        return _key(manifest["dataset_hash"], learned, label_hash(options.rule), fitted.decode(), options.seed, *parts)
 
     walks = {}
     contenders: dict[str, Fit] = {
@@ -290,7 +350,7 @@ def train(
     }
     for name, fit in contenders.items():
         steps = _counted(progress, f"walk forward: {name}", len(folds))
-        walks[name] = recipe.cached_walk(work / f"{name}.walk.npz", key("walk", name), folds, fit, steps)
+        walks[name] = recipe.walk(work, name, key("walk", name), folds, fit, steps)
 
     mine = walks["model"]
     rng = np.random.default_rng([options.seed, 2])
@@ -301,10 +361,12 @@ def train(
     tried = trials.shape[1] + sum(
         each.trials
         for each in earlier
-        # Run again, a training tries nothing new.
-        if (each.dataset_hash, each.label_hash, each.seed, each.params)
-        != (manifest["dataset_hash"], label_hash(options.rule), options.seed, params)
+        # Run again, or with the lock-box opened, a training tries nothing new.
+        if (each.dataset_hash, each.label_hash, each.seed, {**each.params, LOCKBOX: None})
+        != (manifest["dataset_hash"], label_hash(options.rule), options.seed, {**params, LOCKBOX: None})
     )
+    if options.open_lockbox:
+        params[LOCKBOX] = True  # a report of its own, which one without the lock-box does not stand in for
     ratios = _ratios(trials)
     trades = take(examples, mine.scores.rows, sides(mine.scores.p, mine.scores.threshold))
     ranked = take(examples, mine.scores.rows, sides(mine.scores.raw, mine.scores.top))
@@ -365,8 +427,11 @@ def train(
             "features": len(names),
             "from": first,
             "to": to,
-            "symbols": [_bill(each) for each in materials],
+            "symbols": [_bill(each, options) for each in materials],
+            "funding_estimate": _funding_estimate(materials),
+            "breaks": [list(each) for each in evaluate.BREAKS if first < each[0] < to],
             "rows": len(examples),
+            "thin_cross_section": examples.thin,
             "trained_rows": int(fitted_rows.sum()),
             "mean_uniqueness": float(examples.unique.mean()),
             "n_eff": n_eff,
@@ -392,6 +457,7 @@ def train(
         "trials": tried,
         "overfitting": evaluate.overfitting(trials),
         "eras": evaluate.eras(examples, mine.scores, trades if len(trades) else ranked),
+        "between_breaks": evaluate.between_breaks(examples, mine.scores, trades if len(trades) else ranked),
         "exposure": evaluate.exposure(examples, mine.scores, rng),
         "importance": _importance(texts, names),
         "leaks": [structs.asdict(each) for each in suite],
@@ -435,7 +501,8 @@ def train(
     }
     path = artefact.write_artefact(models_dir, written, files, golden)
     progress("final fit", 3, 3)
-    return Outcome(path, path.name, report, {})
+    there = artefact.read_manifest(path).created_at != created_at
+    return Outcome(path, path.name, _report_of(path) if there else report, there)
 
 
 class _Recipe:
@@ -454,18 +521,20 @@ class _Recipe:
         rows = self.examples.thinned(train, self.options.every, np.random.default_rng([self.options.seed, fold]))
         return fit_both(self.examples, rows, self.weight, self.options.params, self.options.seed + 100 * fold)
 
-    def cached_walk(self, file: Path, key: str, folds: Sequence[Fold], fit: Fit, advance: Callable[[], None]) -> Walk:
-        known = _load(file, key)
-        if known is None:
-            made = walk(self.examples, folds, fit, self.options.rule, self.share, advance)
-            known = {
-                **structs.asdict(made.scores),
-                "tail_rows": made.tail.rows,
-                "tail_raw": made.tail.raw,
-            }
-            _save(file, key, known)
-        tail = Tail(known.pop("tail_rows"), known.pop("tail_raw"))
-        return Walk(Scores(**known), tail)
+    def walk(
+        self, work: Path, name: str, key: str, folds: Sequence[Fold], fit: Fit, advance: Callable[[], None]
+    ) -> Walk:
+        """The walk forward of `name`, each fold's scores kept in `work`."""
+
+        def kept(number: int, made: Callable[[], Tail]) -> Tail:
+            file, fold_key = work / f"{name}.fold{number}.npz", _key(key, structs.asdict(folds[number]))
+            known = _load(file, fold_key)
+            if known is None:
+                known = structs.asdict(made())
+                _save(file, fold_key, known)
+            return Tail(**known)
+
+        return walk(self.examples, folds, fit, self.options.rule, self.share, advance, kept)
 
     def cached_texts(self, file: Path, key: str, train: Mask, fold: int) -> tuple[str, str]:
         known = _load(file, key)
@@ -474,6 +543,11 @@ class _Recipe:
             known = {"long": _bytes(long.encode()), "short": _bytes(short.encode())}
             _save(file, key, known)
         return known["long"].tobytes().decode(), known["short"].tobytes().decode()
+
+
+def _with_rows(folds: Sequence[Fold], examples: Examples) -> list[Fold]:
+    """Those with rows to train on and rows to test: a long hole in all symbols leaves none of a window."""
+    return [fold for fold in folds if all(rows.any() for rows in rows_of(fold, examples.times, examples.ends))]
 
 
 def _features(schema: str, names: tuple[str, ...]) -> tuple[Feature, ...]:
@@ -618,13 +692,28 @@ def bounds(vectors: Vectors) -> tuple[list[float | None], list[float | None]]:
     return low, high
 
 
-def _bill(material: Material) -> dict[str, Any]:
+def _bill(material: Material, options: Options) -> dict[str, Any]:
     values = structs.asdict(material)
-    del values["hours"], values["closes"]
+    del values["hours"], values["closes"], values["funding_off"]
+    values["coverage"] = material.candles / max(1, (options.to - options.start) // MINUTE_MS)
     values["holes"] = material.expected - material.candles
     values["synthetic_share"] = material.synthetic / max(1, material.candles)
     values["capacity_quote"] = material.quote_per_minute / 100
     return values
+
+
+def _report_of(path: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((path / artefact.REPORT).read_text(encoding="utf-8"))
+    return report
+
+
+def _funding_estimate(materials: Sequence[Material]) -> dict[str, Any] | None:
+    """How far fund_est was from the rates, basis points per hour; None where nothing can be compared."""
+    off = [each for material in materials for each in material.funding_off]
+    if not off:
+        return None
+    median, most = np.quantile(off, (0.5, 0.99)).tolist()
+    return {"settlements": len(off), "median": median, "most": most}
 
 
 def _importance(texts: tuple[str, str], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The walk forward: every recipe of a model goes through here, ours and those it has to beat."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from msgspec import Struct
@@ -39,12 +40,16 @@ def walk(
     rule: LabelRule,
     independent_share: float,
     advance: Callable[[], None] = lambda: None,
+    kept: Callable[[int, Callable[[], Tail]], Tail] = lambda number, made: made(),
 ) -> Walk:
-    """Fit, score, go on. `independent_share` is N_eff / N of the symbols; `advance` is called after each fold."""
+    """Fit, score, go on. `independent_share` is N_eff / N of the symbols; `advance` is called after each fold.
+
+    `kept` is handed the number of each fold and what makes its scores, and may know them already.
+    """
     before: Tail | None = None
     parts: list[Scores] = []
     for number, fold in enumerate(folds):
-        tail = fit_and_score(examples, fold, fit, number)
+        tail = kept(number, partial(fit_and_score, examples, fold, fit, number))
         if before is not None and len(before.rows):
             parts.append(judge(examples, before, tail, fold.test_from, rule, independent_share, number))
         before = tail

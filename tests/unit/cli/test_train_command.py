@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import apsw
 import pytest
 
 from perpline.cli.backfill import rest_settings
@@ -45,9 +46,15 @@ def test_a_candidate_is_trained_from_stored_history(
     assert model.model_id == told["model_id"]
     assert (model.manifest.seed, model.rule.horizon_s, model.rule.price) == (3, 3600, "mark")
     assert model.manifest.train.symbols == ["AAAUSDT", "BBBUSDT"]
+    assert not told["already_there"]
     assert not told["verdict"]["beats_baselines"]
     assert told["verdict"]["leaks_failed"] == []
     assert "does not beat always-flat" in Path(told["report"]).read_text()
+
+    assert run("models", "promote", told["model_id"], *market[:2], "--force", "--reason", "to train again") == 0
+    capsys.readouterr()
+    assert run("train", *market, *WINDOWS, *small) == 0
+    assert capsys.readouterr().out.startswith(f"already there: {told['model_id']}")
 
     assert run("models", "list", *market[:2], "--json") == 0
     listed = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -92,10 +99,54 @@ def test_what_cannot_be_trained_is_said_in_one_line(market: list[str], capsys: p
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--name", "Bad Name"), "--name"),
+        (("--name", "x\n"), "--name"),
+        (("--from", "2023-11-20", "--to", "2023-11-19"), "--from"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_wrong_usage_at_once(
+    market: list[str], words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", *market, *WINDOWS, *words) == 2
+    assert f"Invalid value for {said}" in capsys.readouterr().err
+
+
+def test_candles_of_prices_and_volume_alone_are_said_to_need_another_schema(
+    market: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connection = apsw.Connection(str(tmp_path / "market.db"))
+    connection.execute("UPDATE candles_1m SET quote_volume = NULL, trades = NULL, taker_buy_volume = NULL")
+    connection.close()
+
+    assert run("train", *market, *WINDOWS) == 1
+
+    said = capsys.readouterr().err
+    assert said.startswith("perpline: there is no value of tbi_15, tbi_60: ")
+    assert said.endswith("(--schema ohlcv)\n")
+
+
+def test_mark_prices_that_are_nowhere_stored_are_missed_before_anything_is_built(
+    market: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connection = apsw.Connection(str(tmp_path / "market.db"))
+    connection.execute("DELETE FROM mark_klines")
+    connection.close()
+
+    assert run("train", *market, *WINDOWS) == 1
+
+    assert "--label-price last" in capsys.readouterr().err
+    assert not (tmp_path / "data" / "training").exists()
+
+
 def test_levels_that_nobody_can_earn_on_are_warned_about(market: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     run("train", *market, "--tp", "0.3", "--sl", "0.3")
 
-    assert "points more than chance" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "points more than chance" in said
+    assert "0.3 / 0.3 14 0.500 0.733 +23 points" in said
 
 
 def test_a_schema_that_does_not_exist_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

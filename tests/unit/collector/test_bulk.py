@@ -79,17 +79,40 @@ async def test_what_is_told_differently_is_a_revision_and_the_first_stays(store:
     ]
 
 
-async def test_what_one_file_does_not_tell_contradicts_nothing_and_is_stored_as_nothing(store: SqliteStore) -> None:
-    bare, full = klines(1, flow=False), klines(1, 2)
+TOLD = "SELECT open_time, close, quote_volume, trades, taker_buy_volume FROM candles_1m ORDER BY open_time"
 
-    await keep_klines(store, "candles_1m", [("AUSDT", bare)], "archive", NOW)
-    kept = await keep_klines(store, "candles_1m", [("AUSDT", full)], "archive", NOW)
 
-    assert (kept.new, kept.duplicates, kept.revisions) == (1, 1, 0)
-    assert await store.select("SELECT quote_volume, trades, taker_buy_volume FROM candles_1m ORDER BY open_time") == [
-        (None, None, None),
-        (2.0, 2, 2.0),
-    ]
+async def test_what_one_file_does_not_tell_is_stored_as_nothing_until_another_tells_it(store: SqliteStore) -> None:
+    await keep_klines(store, "candles_1m", [("AUSDT", klines(1, 2, 3, flow=False))], "archive", NOW)
+    before = await store.select(TOLD)
+
+    kept = await keep_klines(store, "candles_1m", [("AUSDT", klines(1, 2, 4))], "archive", NOW)
+    again = await keep_klines(store, "candles_1m", [("AUSDT", klines(1, 2, 4))], "archive", NOW)
+
+    assert before == [(n * MINUTE, 11.0, None, None, None) for n in (1, 2, 3)]
+    assert (kept.new, kept.duplicates, kept.revisions, kept.completed) == (1, 2, 0, 2)
+    assert (again.new, again.duplicates, again.revisions, again.completed) == (0, 3, 0, 0)
+    full = [(n * MINUTE, 11.0, 2.0, 2, 2.0) for n in (1, 2)]
+    assert await store.select(TOLD) == [*full, (3 * MINUTE, 11.0, None, None, None), (4 * MINUTE, 11.0, 2.0, 2, 2.0)]
+    assert await store.select("SELECT * FROM revisions") == []
+
+
+async def test_a_fuller_candle_of_other_prices_completes_nothing(store: SqliteStore) -> None:
+    await keep_klines(store, "candles_1m", [("AUSDT", klines(1, flow=False))], "archive", NOW)
+
+    kept = await keep_klines(store, "candles_1m", [("AUSDT", klines(1, close=12.0))], "archive", NOW)
+
+    assert (kept.revisions, kept.completed) == (1, 0)
+    assert await store.select(TOLD) == [(MINUTE, 11.0, None, None, None)]
+
+
+async def test_of_a_bare_and_a_full_candle_that_come_together_the_fuller_is_stored(store: SqliteStore) -> None:
+    bare = klines(1, flow=False) | {name: np.full(1, np.nan) for name in FLOW}
+
+    kept = await keep_klines(store, "candles_1m", [("AUSDT", joined(bare, klines(1)))], "archive", NOW)
+
+    assert (kept.new, kept.duplicates) == (1, 1)
+    assert await store.select(TOLD) == [(MINUTE, 11.0, 2.0, 2, 2.0)]
 
 
 def joined(*parts: Columns) -> Columns:

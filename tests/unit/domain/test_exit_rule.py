@@ -12,12 +12,23 @@ from perpline.domain.exit_rule import (
     TARGET,
     TIMEOUT,
     LabelRule,
+    better_mark,
+    break_even_stop,
     exit_levels,
     exit_reason,
     label_hash,
     touched_level,
+    trailed_stop,
 )
-from perpline.domain.fill import entry_fill, exit_fill, funding_paid, gross_return, last_at_level, net_return
+from perpline.domain.fill import (
+    entry_fill,
+    exit_fill,
+    funding_paid,
+    gross_return,
+    isolated_liquidation,
+    last_at_level,
+    net_return,
+)
 
 RULE = LabelRule(tp_pct=1.0, sl_pct=1.0, horizon_s=14_400, cost_bp=14.0)
 
@@ -117,3 +128,53 @@ def test_a_long_pays_positive_funding_and_a_short_gets_it() -> None:
 def test_an_order_fills_beside_its_level_by_the_distance_of_last_and_mark() -> None:
     assert last_at_level(99.0, 100.2, 100.0) == pytest.approx(99.0 * 1.002)
     assert math.isclose(gross_return(-1, 100.0, 99.0), math.log(100 / 99))
+
+
+@given(st.sampled_from([1, -1]), st.lists(st.floats(50, 200), min_size=1, max_size=30), st.floats(0.1, 20))
+def test_a_trailing_stop_only_ever_comes_nearer_and_stays_its_distance_behind_the_best(
+    side: int, marks: list[float], trailing_pct: float
+) -> None:
+    best = marks[0]
+    stop = best * (1 - side * 0.5)
+    for mark in marks:
+        best = better_mark(side, best, mark)
+        moved = trailed_stop(side, stop, best, trailing_pct)
+        assert side * (moved - stop) >= 0
+        stop = moved
+
+    assert best == (max(marks) if side > 0 else min(marks))
+    assert stop == pytest.approx(better_mark(side, marks[0] * (1 - side * 0.5), best * (1 - side * trailing_pct / 100)))
+
+
+def test_a_stop_that_does_not_follow_stays() -> None:
+    assert trailed_stop(1, 99.0, 150.0, 0.0) == 99.0
+
+
+@pytest.mark.parametrize(
+    ("side", "best", "stop"),
+    [(1, 100.9, 99.0), (1, 101.0, 100.0), (-1, 99.1, 101.0), (-1, 99.0, 100.0)],
+)
+def test_a_stop_moves_to_break_even_at_the_profit_that_was_asked_for(side: int, best: float, stop: float) -> None:
+    before = 100.0 - side
+
+    assert break_even_stop(side, before, 100.0, best, 1.0) == stop
+    assert break_even_stop(side, before, 100.0, best, 0.0) == before
+
+
+def test_a_stop_beyond_the_entry_is_not_taken_back_to_it() -> None:
+    assert break_even_stop(1, 100.5, 100.0, 102.0, 1.0) == 100.5
+
+
+@pytest.mark.parametrize(
+    ("side", "leverage", "expected"),
+    [(1, 3, 1367.521), (-1, 3, 2601.626), (1, 1, 0.0), (1, 20, 1948.718), (-1, 20, 2048.780)],
+)
+def test_an_isolated_position_is_liquidated_where_its_margin_is_down_to_the_maintenance(
+    side: int, leverage: int, expected: float
+) -> None:
+    level = isolated_liquidation(side, 2000.0, leverage, 2.5)
+
+    assert level == pytest.approx(expected, abs=1e-3)
+    if level:
+        left = 2000.0 / leverage + side * (level - 2000.0)
+        assert left == pytest.approx(level * 0.025)

@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from numpy.typing import NDArray
 
 from perpline.domain.exit_rule import LabelRule
 from perpline.training.baselines import RANDOM_DRAWS, random_entries, simple
 from perpline.training.evaluate import (
+    BREAKS,
     Scores,
     auc,
+    between_breaks,
     chance_band,
     days_of,
     eras,
@@ -205,3 +208,20 @@ def test_examples_are_what_live_would_have_asked_about() -> None:
     kept = EXAMPLES.thinned(np.ones(len(ROWS), np.bool_), 10, np.random.default_rng(0))
     assert kept.sum() == pytest.approx(len(ROWS) / 10, abs=2)
     assert (EXAMPLES.features(kept)[:, 2] == column[kept]).all()
+
+
+def test_results_are_told_apart_where_the_exchange_changed_its_numbers() -> None:
+    middle = int(np.median(EXAMPLES.times))
+    moved = structs.replace(EXAMPLES, times=EXAMPLES.times - middle + BREAKS[2][0])
+    told = scores(knowing(0.2))
+    trades = take(moved, ROWS, sides(told.p, told.threshold))
+
+    before, after = between_breaks(moved, told, trades)
+
+    assert (before["since"], before["until"]) == ("2026-01-02", "2026-06-25")
+    assert (after["since"], after["until"]) == ("2026-06-25", None)
+    assert before["rows"] == (moved.times < BREAKS[2][0]).sum()
+    assert before["rows"] + after["rows"] == len(ROWS)
+    assert before["trades"] + after["trades"] == len(trades)
+    assert before["net_bp"] + after["net_bp"] == pytest.approx(trades.net.sum() * 1e4)
+    assert between_breaks(EXAMPLES, told, trades) == []

@@ -3,6 +3,7 @@ from types import ModuleType
 
 import lightgbm
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from hypothesis import given, settings
@@ -56,6 +57,14 @@ def test_the_same_rows_and_seed_make_the_same_model() -> None:
 
 
 OTHER = fit_trees(X, ~WON, np.ones(len(X)), SMALL, seed=2)
+
+
+def test_what_the_converter_keeps_in_a_set_is_in_the_graph_in_a_fixed_order() -> None:
+    """The order of a set of strings is another one in every process, and the bytes make the model's id."""
+    domains = [each.domain for each in onnx.load_from_string(to_onnx((TEXT, OTHER), X.shape[1])).opset_import]
+
+    assert domains == sorted(domains)
+    assert len(domains) == 2
 
 
 @pytest.mark.parametrize("made", [X, hostile()], ids=["usual", "hostile"])

@@ -1,3 +1,6 @@
+import math
+from decimal import Decimal
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,15 +16,19 @@ from perpline.domain.exit_rule import (
     LabelRule,
     exit_levels,
     exit_reason,
+    rounded_levels,
     touched_level,
 )
 from perpline.domain.fill import entry_fill, exit_fill, funding_paid, gross_return, last_at_level, net_return
+from perpline.domain.instrument import Instrument
+from perpline.signals.policy import exit_prices
 from perpline.training.labels import (
     DELISTING_PENALTY_BP,
     SIDES,
     PricePath,
     independent_symbols,
     label,
+    price_grid,
     price_path,
     uniqueness,
     weights,
@@ -37,6 +44,7 @@ def by_hand(path: PricePath, time: int, side: int, rule: LabelRule) -> tuple[int
     begin = (time - path.start) // MINUTE
     deadline = time + rule.horizon_s * 1000
     target, stop = exit_levels(side, path.first[begin], rule.tp_pct, rule.sl_pct)
+    target, stop = rounded_levels(side, target, stop, path.step, path.scale)
     minute, now = begin, time
     while True:
         now += MINUTE
@@ -87,6 +95,59 @@ def test_labels_are_what_the_live_rule_says_minute_by_minute(price: str) -> None
     assert seen >= {TARGET, STOP, TIMEOUT}
 
 
+@pytest.mark.parametrize("tick", ["0.5", "0.05", "0.001"])
+def test_levels_of_prices_on_a_grid_are_rounded_as_live_rounds_them(tick: str) -> None:
+    history = random_walk(3_000, seed=2)
+    for name in ("open", "high", "low", "close"):
+        ticks = np.rint(history.candles[name] / float(tick)).astype(int).tolist()
+        history.candles[name] = np.array([float(Decimal(each) * Decimal(tick)) for each in ticks])
+        history.mark[name] = np.round(history.mark[name], 8)
+    path = price_path(history, RULE)
+    times = START + np.arange(0, 2_900, 7) * MINUTE
+
+    made = label(path, times, RULE)
+
+    assert path.step / path.scale == float(tick)
+    moved = 0
+    for row, time in enumerate(times.tolist()):
+        begin = (time - START) // MINUTE
+        for column, side in enumerate(SIDES):
+            exact = exit_levels(side, path.first[begin], RULE.tp_pct, RULE.sl_pct)
+            levels = rounded_levels(side, *exact, path.step, path.scale)
+            live = exit_prices(instrument(tick), side, float(path.first[begin]), RULE)
+            assert levels == tuple(map(float, live))
+            moved += levels != exact
+            reason, end, _, net, *_ = by_hand(path, time, side, RULE)
+            assert (made.reason[row, column], made.ends[row, column]) == (reason, end)
+            assert made.net[row, column] == pytest.approx(net, rel=1e-12)
+    assert moved > len(times)
+
+
+def instrument(tick: str) -> Instrument:
+    one = Decimal(1)
+    return Instrument("BTCUSDT", "BTC", "USDT", "PERPETUAL", "TRADING", 0, Decimal(tick), one, one, one)
+
+
+@given(
+    tick=st.sampled_from(["10", "1", "0.5", "0.05", "0.002", "0.0000001"]),
+    ticks=st.lists(st.integers(1, 10_000_000), min_size=1, max_size=50),
+)
+def test_the_tick_is_the_largest_of_which_all_prices_are_multiples(tick: str, ticks: list[int]) -> None:
+    prices = [float(Decimal(each) * Decimal(tick)) for each in ticks]
+
+    step, scale = price_grid(np.array([*prices, math.nan]))
+
+    assert Decimal(step) / Decimal(scale) == Decimal(tick) * math.gcd(*ticks)
+
+
+def test_prices_without_a_grid_have_no_tick_and_levels_stay() -> None:
+    path = price_path(HISTORY, RULE)
+
+    assert (path.step, path.scale) == (0.0, 0.0)
+    assert price_grid(np.zeros(0)) == price_grid(np.array([math.nan])) == (0.0, 0.0)
+    assert rounded_levels(1, 101.3, 99.1, path.step, path.scale) == (101.3, 99.1)
+
+
 def test_a_minute_that_touches_both_levels_counts_as_stopped() -> None:
     history = random_walk(200, seed=3, volatility=1e-6)
     for table in (history.mark, history.candles):
@@ -108,6 +169,27 @@ def test_a_missing_minute_within_the_horizon_leaves_no_label(series: str) -> Non
     made = label(price_path(history, RULE), START + np.arange(400) * MINUTE, RULE)
 
     assert np.flatnonzero(~made.known).tolist() == [*range(41, 101), *range(341, 400)]
+
+
+def test_a_label_does_not_depend_on_the_rows_beside_it() -> None:
+    history = random_walk(9_000, seed=6)
+    keep = ~np.isin(np.arange(9_000), (0, 100, 2_500, 5_000, 5_001, 8_999))
+    history = structs.replace(history, mark={name: values[keep] for name, values in history.mark.items()})
+    path, times = price_path(history, RULE), START + np.arange(-3, 9_003) * MINUTE
+    some = np.sort(np.random.default_rng(6).choice(len(times), 300, replace=False))
+
+    together, alone = label(path, times, RULE), label(path, times[some], RULE)
+
+    assert together.known.sum() == 8_941 - (1 + 60 + 60 + 61 + 1)
+    for name in ("reason", "net", "gross", "ends", "worst", "best"):
+        np.testing.assert_array_equal(getattr(together, name)[some], getattr(alone, name))
+
+
+def test_times_that_do_not_ascend_are_refused() -> None:
+    path = price_path(random_walk(200, seed=7), RULE)
+
+    with pytest.raises(ValueError, match="ascend"):
+        label(path, START + np.array([20, 10]) * MINUTE, RULE)
 
 
 def test_a_delisted_contract_ends_trades_at_its_last_print_with_a_penalty() -> None:

@@ -11,13 +11,15 @@ from msgspec import structs
 
 from perpline.common.errors import NeedsPerson
 from perpline.domain.exit_rule import LabelRule
-from perpline.inference.artefact import Manifest, load_artefact
+from perpline.inference.artefact import LoadedModel, Manifest, load_artefact
 from perpline.storage.sqlite import SqliteStore
 from perpline.training.fit import TreeParams
 from perpline.training.leaks import LeakTest
 from perpline.training.train import (
     Options,
     Outcome,
+    Progress,
+    funding_off,
     golden_rows,
     judge_verdict,
     label_symbols,
@@ -49,7 +51,17 @@ def options(histories: list[Any], **changes: Any) -> Options:
     return structs.replace(made, **changes)
 
 
-async def run(tmp_path: Path, histories: list[Any], *, earlier: Sequence[Manifest] = (), **changes: Any) -> Outcome:
+async def run(
+    tmp_path: Path,
+    histories: list[Any],
+    *,
+    earlier: Sequence[Manifest] = (),
+    champion: LoadedModel | None = None,
+    created_at: int = 0,
+    progress: Progress = quiet,
+    work: str = "work",
+    **changes: Any,
+) -> Outcome:
     chosen = options(histories, **changes)
     if not (tmp_path / "dataset").exists():
         write_dataset(tmp_path / "dataset", histories, chosen.schema)
@@ -67,11 +79,12 @@ async def run(tmp_path: Path, histories: list[Any], *, earlier: Sequence[Manifes
         labels,
         materials,
         EXACT,
-        tmp_path / "work",
+        tmp_path / work,
         tmp_path / "models",
-        quiet,
-        0,
-        earlier=earlier,
+        progress,
+        created_at,
+        champion,
+        earlier,
     )
 
 
@@ -141,6 +154,22 @@ async def test_a_random_walk_is_trained_on_and_said_to_be_worth_nothing(tmp_path
     assert after_another.report["trials"] == report["trials"] + 5
 
 
+async def test_trained_again_after_its_promotion_a_model_is_already_there(tmp_path: Path) -> None:
+    first = await run(tmp_path, WALK, created_at=1)
+    champion = load_artefact(first.path)
+
+    again = await run(tmp_path, WALK, created_at=2, champion=champion, earlier=[champion.manifest])
+    opened = await run(tmp_path, WALK, created_at=3, champion=champion, earlier=[champion.manifest], open_lockbox=True)
+
+    assert (first.there, again.there) == (False, True)
+    assert (again.model_id, again.report) == (first.model_id, first.report)
+    assert load_artefact(again.path).manifest == champion.manifest
+    assert not opened.there
+    assert opened.report["lockbox"]["opened"] is not None
+    assert opened.report["trials"] == first.report["trials"]
+    assert load_artefact(opened.path).manifest.parent == first.model_id
+
+
 async def test_a_planted_edge_is_found_calibrated_and_earns(tmp_path: Path) -> None:
     histories = [with_edge(14 * 1440, seed=at, symbol=name) for at, name in enumerate(("AAA", "BBB"))]
 
@@ -166,6 +195,106 @@ async def test_without_mark_prices_the_last_price_must_be_asked_for(tmp_path: Pa
 async def test_too_little_history_says_so(tmp_path: Path) -> None:
     with pytest.raises(NeedsPerson, match="days of rows are too few"):
         await run(tmp_path, [random_walk(3 * 1440, seed=1)])
+
+
+def without_days(history: Any, first: int, last: int) -> Any:
+    """The history with a hole of these days."""
+    day = (history.candles["open_time"] - history.candles["open_time"][0]) // DAY
+    kept = (day < first) | (day > last)
+    tables = {table: getattr(history, table) for table in ("candles", "mark")}
+    return structs.replace(
+        history, **{name: {column: each[kept] for column, each in table.items()} for name, table in tables.items()}
+    )
+
+
+async def test_labels_are_made_anew_when_what_they_are_made_of_came_in_meanwhile(tmp_path: Path) -> None:
+    small = TreeParams(trees=5, leaves=4, min_rows=20)
+    later = [WALK[0], structs.replace(WALK[1], mark=without_days(WALK[1], 0, 4).mark)]
+
+    before = await run(tmp_path, later, params=small, permutations=1)
+    after = await run(tmp_path, WALK, params=small, permutations=1)
+    anew = await run(tmp_path, WALK, params=small, permutations=1, work="other")
+
+    def labelled(outcome: Outcome) -> list[int]:
+        return [each["labelled"] for each in outcome.report["data"]["symbols"]]
+
+    assert labelled(before)[1] < labelled(after)[1]
+    assert (after.model_id, after.report) == (anew.model_id, anew.report)
+
+
+class Killed(Exception):
+    pass
+
+
+async def test_a_walk_that_was_broken_off_goes_on_with_the_next_fold(tmp_path: Path) -> None:
+    def dying(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("walk forward: model", 1):
+            raise Killed
+
+    small = TreeParams(trees=5, leaves=4, min_rows=20)
+    with pytest.raises(Killed):
+        await run(tmp_path, WALK, progress=dying, params=small, permutations=1)
+    [first] = (tmp_path / "work").glob("model.fold*.npz")
+    made = first.stat().st_mtime_ns
+
+    whole = await run(tmp_path, WALK, params=small, permutations=1)
+
+    assert first.stat().st_mtime_ns == made
+    anew = await run(tmp_path, WALK, params=small, permutations=1, work="other")
+    assert (anew.model_id, anew.report) == (whole.model_id, whole.report)
+
+
+async def test_a_window_that_is_one_hole_is_left_out(tmp_path: Path) -> None:
+    small = TreeParams(trees=5, leaves=4, min_rows=20)
+
+    outcome = await run(tmp_path, [without_days(each, 5, 6) for each in WALK], params=small, permutations=1)
+
+    assert len(outcome.report["folds"]) == 2
+    assert [each["holes"] for each in outcome.report["data"]["symbols"]] == [2 * 1440, 2 * 1440]
+
+
+async def test_where_holes_leave_too_few_windows_they_are_named(tmp_path: Path) -> None:
+    with pytest.raises(NeedsPerson, match=r"of 2 windows 1 have rows .*perpline gaps"):
+        await run(tmp_path, [without_days(each, 5, 8) for each in WALK])
+
+
+async def test_a_series_that_ends_before_most_others_is_taken_for_delisted(tmp_path: Path) -> None:
+    long, short = random_walk(9 * 1440, 1, "AAA"), random_walk(6 * 1440, 2, "BBB")
+    also_short = random_walk(6 * 1440, 3, "CCC")
+
+    async def delisted(*histories: Any) -> list[bool]:
+        folder = tmp_path / str(len(histories))
+        folder.mkdir()
+        write_dataset(folder / "dataset", list(histories), "candles_day")
+        store = SqliteStore(folder / "perpline.db")
+        await store.open()
+        for history in histories:
+            await store_history(store, history)
+        _, materials = await label_symbols(store, options([long]), folder / "dataset", folder / "work", quiet)
+        await store.close()
+        return [each.delisted for each in materials]
+
+    assert await delisted(long, short) == [False, True]
+    assert await delisted(long, short, also_short) == [False, False, False]
+
+
+def test_an_estimate_of_funding_is_compared_with_what_was_settled() -> None:
+    history = random_walk(20 * 60, 1)
+    opened = history.candles["open_time"]
+    settled = opened[0] + np.array([8, 16]) * 3_600_000
+    funding = {
+        "funding_time": settled + 7,  # stamped some milliseconds late
+        "rate": np.array([0.0001, -0.0002]),
+        "interval_hours": np.array([8.0, 8.0]),
+        "known_at": settled + 60_007,
+    }
+    history = structs.replace(history, funding=funding)
+    estimates = np.zeros(len(opened), np.float32)
+    estimates[8 * 60 - 1] = 0.125  # at T = the settlement: 0.0001 in 8 h, exactly
+    estimates[16 * 60 - 1] = 0.05
+
+    assert funding_off(history, opened + 60_000, estimates) == pytest.approx([0.0, 0.3])
+    assert funding_off(history, opened[:100], estimates[:100]) == []
 
 
 def test_a_rule_that_needs_more_than_ten_points_is_warned_about() -> None:
