@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from perpline.collector.archives import find
 from perpline.collector.backfill import SERIES, Backfill, BackfillReport
@@ -252,6 +253,48 @@ class Lacking:
                 start += MINUTE
             options = {"start": start, "limit": limit}
         return [row for row in await ask(*words, **options) if not self._lacks(row.open_time)]
+
+
+class Relabelled:
+    """An exchange that labels open interest by the beginnings of its periods."""
+
+    def __init__(self, rest: BinanceRest) -> None:
+        self._rest = rest
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rest, name)
+
+    async def open_interest_hist(self, *words: Any, start: int, end: int, **options: Any) -> list[Any]:
+        rows = await self._rest.open_interest_hist(*words, start=start + PERIOD, end=end + PERIOD, **options)
+        return [replace(row, time=row.time - PERIOD) for row in rows]
+
+
+async def test_open_interest_whose_labels_are_not_ends_of_periods_is_not_stored(
+    store: SqliteStore, rest: BinanceRest, exchange: SimulatedExchange
+) -> None:
+    await remove(store, "DELETE FROM open_interest")
+
+    report = await backfilled(Relabelled(rest), store, exchange, "BTCUSDT", series=("open_interest",))
+
+    assert report.failed == [
+        "BTCUSDT open_interest: labelled by the beginnings of its periods, not by their ends: not stored"
+    ]
+    assert (await store.row_counts())["open_interest"] == 0
+    report = await backfilled(rest, store, exchange, "BTCUSDT", series=("open_interest",))
+    assert report.failed == []
+    assert report.rows["open_interest"] > 288
+
+
+async def test_stored_open_interest_of_wrong_labels_is_named_by_day(
+    store: SqliteStore, rest: BinanceRest, exchange: SimulatedExchange
+) -> None:
+    await remove(store, f"UPDATE open_interest SET time = time - {PERIOD} WHERE symbol = 'BTCUSDT'")
+
+    report = await backfilled(rest, store, exchange, series=("open_interest",))
+
+    days = ("2026-11-19", "2026-11-20")
+    said = "BTCUSDT open_interest: the rows stored of {} are labelled by the beginnings of their periods"
+    assert report.failed == [said.format(day) for day in days]
 
 
 class Failing:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from perpline.bootstrap import make_clock, make_data_dir, make_rest, measure_offset, open_store
+from perpline.bootstrap import first_answer, make_clock, make_data_dir, make_rest, measure_offset, open_store
 from perpline.cli.options import (
     ConfigOption,
     DatabaseOption,
@@ -27,9 +28,10 @@ from perpline.cli.options import (
 )
 from perpline.collector.backfill import SERIES, Backfill, BackfillReport
 from perpline.collector.bulk import stored_symbols
-from perpline.common.config import BINANCE_URLS, load_settings, masked_url
+from perpline.common.config import BINANCE_URLS, Settings, load_settings, masked_url
 from perpline.common.errors import NeedsPerson
 from perpline.common.telemetry import configure_logging
+from perpline.storage.store import Store
 
 FromOption = Annotated[
     str | None, typer.Option("--from", help="Beginning, UTC: 2026-10-01 or 2026-10-01T12:00.", show_default=False)
@@ -73,38 +75,18 @@ def backfill(
     make_data_dir(settings)
 
     async def main(stop: asyncio.Event) -> BackfillReport:
-        clock = await make_clock(settings)
-        rest = make_rest(settings, clock)
         store = open_store(url)
         try:
             await store.open()
-            await measure_offset(clock, rest)
             names = symbols.upper().split(",") if symbols else await stored_symbols(store)
             if not names:
                 raise NeedsPerson("the database holds no candles yet: say --symbols and --from")
             if start is None and symbols and not set(names) & set(await stored_symbols(store)):
                 raise NeedsPerson(f"the database holds no candles of {', '.join(names[:5])} yet: say --from")
-            with Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=stderr,
-                transient=True,
-            ) as progress:
-                task = progress.add_task("rows", total=None)
-                work = Backfill(
-                    rest.at("bulk"),
-                    store,
-                    clock,
-                    plan=lambda rows: progress.update(task, total=rows),
-                    progress=lambda rows: progress.advance(task, rows),
-                    stopped=stop.is_set,
-                )
-                return await work.run(names, wanted, start, end)
+            await first_answer(settings, lambda line: stderr.print(line, highlight=False, soft_wrap=True))
+            return await _fill(settings, store, names, wanted, start, end, stop)
         finally:
             await store.close()
-            await rest.close()
 
     report = run_loop(main)
     if as_json:
@@ -115,6 +97,35 @@ def backfill(
         raise NeedsPerson(f"{len(report.failed)} requests failed, the first: {report.failed[0]}")
     if report.stopped:
         raise NeedsPerson("stopped: the same command again does the rest")
+
+
+async def _fill(
+    settings: Settings,
+    store: Store,
+    symbols: Sequence[str],
+    series: Sequence[str],
+    start: int | None,
+    end: int | None,
+    stop: asyncio.Event,
+) -> BackfillReport:
+    clock = await make_clock(settings)
+    rest = make_rest(settings, clock)
+    bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        await measure_offset(clock, rest)
+        with Progress(*bars, console=stderr, transient=True) as progress:
+            task = progress.add_task("rows", total=None)
+            work = Backfill(
+                rest.at("bulk"),
+                store,
+                clock,
+                plan=lambda rows: progress.update(task, total=rows),
+                progress=lambda rows: progress.advance(task, rows),
+                stopped=stop.is_set,
+            )
+            return await work.run(symbols, series, start, end)
+    finally:
+        await rest.close()
 
 
 def rest_settings(network: str | None, rest_url: str | None, speed: float | None) -> dict[str, object]:

@@ -21,9 +21,10 @@ from perpline.collector.bulk import (
     runs,
     stored_span,
 )
+from perpline.collector.conventions import PERIOD_MS, Verdict, by_price
 from perpline.common.clock import Clock
 from perpline.common.errors import Malformed, Refused, Unavailable
-from perpline.domain.candle import Candle, last_boundary, synthetic_candle
+from perpline.domain.candle import MINUTE_MS, Candle, last_boundary, synthetic_candle
 from perpline.domain.market import PriceSeries, Ratio
 from perpline.exchange.ports import MarketRest
 from perpline.storage.store import Columns, Store, candle_row
@@ -33,7 +34,8 @@ T = TypeVar("T")
 SERIES = (*STEP_MS, "funding_rates")
 """Everything that can be asked for again, by its name in `gaps`."""
 
-MONTH_MS = 30 * 86_400_000
+DAY_MS = 86_400_000
+MONTH_MS = 30 * DAY_MS
 """How far back the exchange tells 5-minute values (binance.md 3)."""
 GRACE_MS = 240_000
 """What is younger is not missing yet: 5-minute rows come out up to a minute late, and are asked for until then."""
@@ -137,6 +139,9 @@ class Backfill:
             for symbol, first in firsts.items():
                 await self._funding(symbol, first, now if end is None else min(end, now))
         await self._settle(spans, holes)
+        if "open_interest" in series and not self._stopped():
+            for symbol in firsts:
+                await self._prove_labels(symbol, now)
         self.report.stopped = self._stopped()
         return self.report
 
@@ -229,6 +234,8 @@ class Backfill:
             values = await self._ask(lambda: self._rest.open_interest_hist(symbol, limit=limit, start=start, end=end))
             columns = _columns(values, ("time", "open_interest", "open_interest_value"))
             times = columns["time"]
+            if await self._labelled(symbol, columns) == "start":
+                raise Malformed("labelled by the beginnings of its periods, not by their ends: not stored")
             kept = await keep_open_interest(
                 self._store, symbol, times, columns["open_interest"], columns["open_interest_value"], now_ms
             )
@@ -301,6 +308,30 @@ class Backfill:
                 left = await holes.settle(symbol, series, *stored, "found by backfill", "rest", self._clock.now_ms())
                 self.report.holes_left += len(left)
         self.report.gaps_closed = holes.closed
+
+    async def _prove_labels(self, symbol: str, now: int) -> None:
+        """Name the days of the last month whose stored open interest, heard live or asked for, has labels that are not
+        the ends of its periods (features.md 1.5)."""
+        for day in range((now - MONTH_MS) // DAY_MS, now // DAY_MS + 1):
+            span = (day * DAY_MS, (day + 1) * DAY_MS)
+            names = ("time", "open_interest", "open_interest_value")
+            stored = await self._store.series("open_interest", symbol, *span, names, {"kind": "hist_5m"})
+            if await self._labelled(symbol, stored) == "start":
+                date = np.datetime64(span[0], "ms").astype("datetime64[D]")
+                self.report.failed.append(
+                    f"{symbol} open_interest: the rows stored of {date} are labelled by the beginnings of their periods"
+                )
+
+    async def _labelled(self, symbol: str, columns: Columns) -> Verdict:
+        """What the labels of open interest are, as far as the stored 1m candles prove it."""
+        times, first = np.unique(columns["time"], return_index=True)
+        if not len(times):
+            return "unknown"
+        span = (int(times[0]) - 2 * PERIOD_MS, int(times[-1]) + 2 * PERIOD_MS)
+        candles = await self._store.series("candles_1m", symbol, *span, ("open_time", "close"))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            implied = (columns["open_interest_value"] / columns["open_interest"])[first]
+        return by_price(times, implied, candles["open_time"] + MINUTE_MS, candles["close"])[0]
 
     async def _ask(self, request: Callable[[], Awaitable[T]]) -> T:
         """The answer, after some tries. Waiting for a limit of the exchange counts as one."""

@@ -1,7 +1,9 @@
 """Functions over numbers and arrays, compiled by numba with plain IEEE arithmetic and kept on disk."""
 
 import os
+import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,14 +37,20 @@ def part(function: Function) -> Function:
     return made
 
 
+@cache
 def _has_cache() -> bool:
-    """Name the folder of compiled functions; False where none can be made, and every process compiles for itself."""
+    """Make and name the folder of compiled functions; False, with a warning, where that cannot be done, and every
+    process compiles for itself."""
     if not _config.CACHE_DIR:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        folder = Path(base) / "perpline" / "numba"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return False
-        _config.CACHE_DIR = str(folder)
-    return os.access(_config.CACHE_DIR, os.W_OK)
+        _config.CACHE_DIR = os.path.join(base, "perpline", "numba")
+    folder = Path(_config.CACHE_DIR)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        problem = "" if os.access(folder, os.W_OK) else "this user may not write there"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
+        message = f"every start compiles for some seconds, for nothing can be kept in {folder} ({problem})"
+        warnings.warn(f"{message}: NUMBA_CACHE_DIR names another folder", RuntimeWarning, stacklevel=3)
+    return not problem

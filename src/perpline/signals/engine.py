@@ -104,13 +104,15 @@ class SignalEngine:
         decide_within_s: float,
         wake_publisher: Callable[[Sequence[Message] | None], None],
         end_book_minutes: Callable[[Sequence[str], int], None] | None = None,
+        on_decided: Callable[[list[Decision]], None] = lambda decisions: None,
     ) -> None:
         """`end_book_minutes(symbols, T)` hands the features the minute of the best bid and ask that ended at T; None
-        where no model has columns of it."""
+        where no model has columns of it. `on_decided` gets what was committed and new, in the same turn of the loop."""
         self.close_to_signal_ms = LatencyWindow()
         """Wall milliseconds from the receipt of the closing frame of a batch's last symbol to published."""
         self.market_close_to_signal_ms = LatencyWindow()
         """Wall milliseconds from T to published: holds the exchange's own delay."""
+        self._measured_from_us = 0
         self.by_status: Counter[Status] = Counter()
         self.decided_by: Counter[str] = Counter()
         """Rows stored by symbol."""
@@ -135,6 +137,7 @@ class SignalEngine:
         self._slot = slot
         self._within_ms = round(decide_within_s * 1000)
         self._wake_publisher = wake_publisher
+        self._on_decided = on_decided
         self._end_book_minutes = end_book_minutes
         self._last: dict[str, int] = {}
         """The last T of each expected symbol that has a row, is due, or is noted as missed."""
@@ -196,6 +199,16 @@ class SignalEngine:
                 continue
             self._rows_of_minute.setdefault(close_time, Counter())[Status(status)] += 1
         self._sweep(now)
+
+    def measure_from_now(self) -> None:
+        """Begin both latencies anew with the closes that are heard from now on.
+
+        For when the worker is ready: before, a close may have waited for its symbol's window to be loaded, which is how
+        long a start takes and says nothing of decisions.
+        """
+        self._measured_from_us = self._clock.now_us()
+        self.close_to_signal_ms = LatencyWindow()
+        self.market_close_to_signal_ms = LatencyWindow()
 
     def add(self, symbol: str, after: int) -> None:
         """Expect decisions for this symbol for every minute that closes after this boundary."""
@@ -283,6 +296,8 @@ class SignalEngine:
             if not batch.unpublished:
                 if batch.committed_s is not None:
                     self._step_ms["pub"].add((self._clock.wall_s() - batch.committed_s) * 1000)
+                if batch.last_received_us < self._measured_from_us:
+                    continue
                 speed = self._clock.speed
                 self.close_to_signal_ms.add((now_us - batch.last_received_us) / 1000 / speed)
                 from_close_ms = now_us / 1000 + self._clock.offset_ms - batch.close_time
@@ -664,6 +679,7 @@ class SignalEngine:
             self.last_decision[decision.symbol] = decision
         if messages:
             self._wake_publisher(committed.messages)
+        self._on_decided(committed.decisions)
         return committed.decisions
 
     def _completed_minutes(self, by_minute: dict[int, Counter[Status]]) -> list[Message]:

@@ -117,7 +117,7 @@ def test_a_database_that_is_not_there_is_not_made_by_looking(folder: Path) -> No
     ended = db("check")
 
     assert ended.code == 1
-    assert "cannot open market.db" in ended.error_line
+    assert "there is no database yet at market.db" in ended.error_line
     assert not Path("market.db").exists()
 
 

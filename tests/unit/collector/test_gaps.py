@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 
 from perpline.collector.gaps import CandleSequence, ClosedCandles, GapLedger
 from perpline.common.clock import ManualClock
@@ -402,6 +403,50 @@ async def test_a_candle_that_comes_while_recovery_still_loads_the_ones_before_is
     book = await play(set(range(4)), steps)
 
     assert minutes(book.delivered) == [0, 1, 2, 3]
+    assert book.opened_gaps == []
+
+
+async def test_a_long_window_is_taken_in_parts_between_which_others_have_their_turn() -> None:
+    """1,500 candles at once are 40 ms, in which the close of another symbol would not even be read."""
+    turns: list[int] = []
+
+    async def count_turns(book: Book) -> None:
+        while True:
+            turns.append(len(book.delivered))
+            await asyncio.sleep(0)
+
+    exchange, clock, book = Exchange(set(range(1000))), ManualClock(START), Book()
+    exchange.visible = 1000
+    clock.set_ms(START + 1000 * MINUTE + 300)
+    closed = door(book, exchange, clock)
+    closed.expect("BTCUSDT", "1m", START, load_until=START + 1000 * MINUTE)
+    tasks = [asyncio.create_task(closed.run()), asyncio.create_task(count_turns(book))]
+    await settle(100)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+    assert minutes(book.delivered) == list(range(1000))
+    assert max(later - earlier for earlier, later in pairwise(turns)) <= 100
+
+
+async def test_a_close_that_comes_between_the_parts_of_a_window_waits_for_its_turn_and_is_no_gap() -> None:
+    exchange, clock, book = Exchange(set(range(301))), ManualClock(START), Book()
+    exchange.visible = 300
+    clock.set_ms(START + 300 * MINUTE + 300)
+    closed = door(book, exchange, clock)
+    closed.expect("BTCUSDT", "1m", START, load_until=START + 300 * MINUTE)
+    task = asyncio.create_task(closed.run())
+    while not book.delivered:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert len(book.delivered) < 300
+    exchange.visible = 301
+    assert closed.offer(candle(300)) == "held"
+    await settle(100)
+    task.cancel()
+    await asyncio.wait([task])
+
+    assert minutes(book.delivered) == list(range(301))
     assert book.opened_gaps == []
 
 

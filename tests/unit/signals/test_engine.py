@@ -302,6 +302,22 @@ async def test_latency_counts_from_the_last_symbols_closing_frame_to_published(s
     assert made.engine.undecided == []
 
 
+async def test_latency_is_measured_of_the_closes_that_are_heard_once_the_worker_is_ready(store: AwayStore) -> None:
+    """A close of the start may wait for its symbol's window to be loaded, which says nothing of how decisions go."""
+    made = await bench(store)
+    for minute, took_ms in ((1, 300), (2, 500), (3, 8)):
+        made.clock.set_ms(T0 + minute * MINUTE + 100)
+        made.close(T0 + minute * MINUTE)
+        made.clock.advance(took_ms / 1000)
+        if minute == 2:
+            made.engine.measure_from_now()  # which forgets the first and finds the second on its way
+        await made.engine.drain()
+        await made.publisher.flush()
+
+    assert made.engine.close_to_signal_ms.summary() == {"p50": 8.0, "p99": 8.0}
+    assert made.engine.market_close_to_signal_ms.summary() == {"p50": 108.0, "p99": 108.0}
+
+
 async def test_what_is_heard_is_what_the_contract_with_consumers_says(store: AwayStore) -> None:
     made = await bench(store, model=Always(0.9))
     made.clock.set_ms(T0 + MINUTE + 100)

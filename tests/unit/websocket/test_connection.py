@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 
 from perpline.common.backoff import backoff_s
 from perpline.common.clock import Clock, ManualClock, SystemClock
-from perpline.websocket.connection import CLOSE_TIMEOUT_S, MAX_MESSAGE_BYTES, Connection, Deadlines
+from perpline.common.websocket import CLOSE_TIMEOUT_S, MAX_MESSAGE_BYTES
+from perpline.websocket.connection import Connection, Deadlines
 from perpline.websocket.subscriptions import CONTROL_PAUSE_S
 from running import eventually
 

@@ -1,0 +1,49 @@
+"""Where compiled functions are kept, asked of a fresh process, for it is settled when the first one is made."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+from perpline.features.compiled import compiled
+
+@compiled
+def add(a, b):
+    return a + b
+
+@compiled
+def take(a, b):
+    return a - b
+
+print(add(2, 3), take(2, 3))
+"""
+
+
+def run(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The program as a file, for only a function with a file can be kept."""
+    path = folder / "program.py"
+    path.write_text(PROGRAM)
+    surroundings = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "PYTHONPATH")}
+    return subprocess.run(
+        [sys.executable, path], env=surroundings | environment, capture_output=True, text=True, timeout=60, check=True
+    )
+
+
+@pytest.mark.parametrize("variable", ["NUMBA_CACHE_DIR", "XDG_CACHE_HOME"])
+def test_a_cache_folder_that_is_not_there_is_made_and_used(tmp_path: Path, variable: str) -> None:
+    done = run(tmp_path, **{variable: str(tmp_path / "not" / "there")})
+
+    assert (done.stdout, done.stderr) == ("5 -1\n", "")
+    assert list((tmp_path / "not" / "there").rglob("*.nbc")) != []
+
+
+def test_a_cache_folder_that_cannot_be_made_is_warned_of_once_and_the_work_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    done = run(tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "file" / "numba"))
+
+    assert done.stdout == "5 -1\n"
+    assert done.stderr.count("RuntimeWarning") == 1
+    assert f"nothing can be kept in {tmp_path}/file/numba (Not a directory)" in done.stderr
