@@ -18,3 +18,10 @@ START = 1_795_400_000_000 // 60_000 * 60_000 + 30_000
 async def exchange() -> AsyncIterator[SimulatedExchange]:
     async with SimulatedExchange(seed=3, symbols=3, clock=SystemClock(60.0, anchor_ms=START)) as exchange:
         yield exchange
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def real_time() -> AsyncIterator[SimulatedExchange]:
+    """An exchange whose clock is that of the clients: they stamp what they sign by the wall."""
+    async with SimulatedExchange(seed=3, symbols=3) as exchange:
+        yield exchange

@@ -20,7 +20,9 @@ from perpline.simulation.exchange import DAY_MS
 from perpline.simulation.faults import FAULT_NAMES, parsed
 from perpline.simulation.history import write_history
 from perpline.simulation.incidents import spelled
+from perpline.simulation.instruments import instruments
 from perpline.simulation.market import MINUTE_MS
+from perpline.simulation.script import read_script
 from perpline.simulation.server import SimulatedExchange
 
 
@@ -29,7 +31,9 @@ def simulate(
     speed: Annotated[float, typer.Option(min=0.01, max=1000, help="Market seconds per second.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The market is a function of this number.")] = 1,
     symbols: Annotated[int, typer.Option(min=1, max=2000, help="How many contracts are listed.")] = 30,
-    edge: Annotated[float, typer.Option(help="Basis points a minute of planted drift; 0: none.")] = 0.0,
+    edge: Annotated[
+        float, typer.Option(min=-100, max=100, help="Basis points a minute of planted drift; 0: none.")
+    ] = 0.0,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     thin: Annotated[bool, typer.Option(help="Above speed 1, thin book tickers and forming klines.")] = True,
     unrouted_all: Annotated[bool, typer.Option(help="Serve every stream on unrouted paths too, as demo does.")] = False,
@@ -46,6 +50,15 @@ def simulate(
     start: Annotated[
         str | None, typer.Option(metavar="TIME", help="Market time to begin at, ISO 8601 in UTC; default: now.")
     ] = None,
+    script: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            metavar="FILE",
+            help="Prices that contracts follow: CSV or JSON lines of symbol, time, price (docs/simulated-exchange.md).",
+        ),
+    ] = None,
     history: Annotated[
         int | None, typer.Option(min=1, metavar="DAYS", help="Write the past as archives to --out, and run nothing.")
     ] = None,
@@ -56,10 +69,11 @@ def simulate(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a Binance USDⓈ-M futures exchange, market side, on a local port; or write its past as archive files.
+    """Run a Binance USDⓈ-M futures exchange on a local port; or write its past as archive files.
 
     Prints one line of JSON when it is ready: http, ws, symbols, seed, speed, time. With --history it writes files as
-    the exchange publishes them, and a server of the same seed and edge goes on where they end.
+    the exchange publishes them, and a server of the same seed and edge goes on where they end. An account to trade on
+    is there: key sim-key, secret sim-secret.
 
     Example: perpline simulate --port 9000 --symbols 30 --speed 60 --edge 2
     """
@@ -73,6 +87,13 @@ def simulate(
         faults = parsed(fault or [])
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--fault") from error
+    try:
+        rows = [] if script is None else read_script(script.read_bytes())
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{script}: {error}", param_hint="--script") from error
+    unknown = sorted({row.symbol for row in rows} - {own.symbol for own in instruments(symbols)})
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(unknown)}: no contract of this exchange", param_hint="--script")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     exchange = SimulatedExchange(
         seed=seed,
@@ -87,6 +108,7 @@ def simulate(
         unrouted_all=unrouted_all,
         cut_hours=cut_hours,
         ping_s=ping_seconds,
+        script=rows,
     )
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         try:

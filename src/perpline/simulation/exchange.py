@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from perpline.simulation import script
 from perpline.simulation.instruments import Instrument, decimal_text
 from perpline.simulation.market import (
     BUY_QUOTE,
@@ -57,6 +58,7 @@ INTERVAL_MS: Final[dict[str, int]] = {
     "1w": 7 * DAY_MS,
 }
 INTERVALS: Final = (*INTERVAL_MS, "1M")
+_MOST_FOLLOWED_HOURS: Final = 2_000
 _WEEK_STARTS_MS: Final = 4 * DAY_MS
 """1970-01-05 was a Monday."""
 
@@ -115,6 +117,89 @@ class Exchange:
         self._listed_ms: dict[int, int] = {}
         self._delisted_ms: dict[int, int] = {}
         self._interruptions: list[_Interruption] = []
+        self.courses: dict[int, script.Course] = {}
+        """The contracts whose prices are scripted, each from some time on. Change it by `follow`."""
+        self._followed: dict[tuple[int, int, script.Course], HourDetail] = {}
+
+    # ---- scripted prices
+
+    def follow(self, index: int, path: script.Path) -> None:
+        """From `path.from_ms` on this contract has these prices."""
+        before = self.courses.get(index)
+        self.courses[index] = script.Course((path,)) if before is None else before.and_then(path)
+        self._followed = {}
+
+    def followed(self, index: int, base: HourDetail) -> HourDetail:
+        """An hour of the world as it is with the contract's script; `base` itself where there is none."""
+        course = self.courses.get(index)
+        if course is None or (base.hour + 1) * HOUR_MS <= course.from_ms:
+            return base
+        key = (index, base.hour, course)
+        detail = self._followed.get(key)
+        if detail is None:
+            detail = script.follow(base, self.instruments[index], course)
+            detail = replace(detail, minutes=self._minutes_of(index, detail, course.from_ms))
+            # Two threads may come here; what one of them throws away is computed again.
+            if len(self._followed) >= _MOST_FOLLOWED_HOURS:
+                self._followed = {}
+            self._followed[key] = detail
+        return detail
+
+    def _minutes_of(self, index: int, detail: HourDetail, from_ms: int) -> Ints:
+        """The candle rows of the hour's trades, from the minute of `from_ms` on."""
+        minutes = detail.minutes.copy()
+        start_ms = detail.hour * HOUR_MS
+        edges = np.searchsorted(detail.time_ms, start_ms + np.arange(61) * MINUTE_MS).tolist()
+        for at in range(max(0, (from_ms - start_ms) // MINUTE_MS), 60):
+            first, last = edges[at], edges[at + 1]
+            if first < last:
+                minutes[at] = candle_of_trades(detail, first, last)
+            elif at:
+                minutes[at] = flat(int(minutes[at - 1, CLOSE]))
+            else:
+                minutes[at] = flat(int(self._scripted_minutes(index, detail.hour * 60 - 1, 1)[0, CLOSE]))
+        return minutes
+
+    def _scripted_minutes(self, index: int, first_minute: int, count: int) -> Ints:
+        """The world's candle rows, with the contract's script."""
+        course = self.courses.get(index)
+        rows = self.world.minutes(index, first_minute, count)
+        if course is None or (first_minute + count) * MINUTE_MS <= course.from_ms:
+            return rows
+        rows = rows.copy()
+        first_hour = max(first_minute * MINUTE_MS, course.from_ms) // HOUR_MS
+        for hour in range(first_hour, (first_minute + count - 1) // 60 + 1):
+            minutes = self.followed(index, self.world.detail(index, hour)).minutes
+            a, b = max(first_minute, hour * 60), min(first_minute + count, hour * 60 + 60)
+            rows[a - first_minute : b - first_minute] = minutes[a - hour * 60 : b - hour * 60]
+        return rows
+
+    def _scripted_mark_minutes(self, index: int, first_minute: int, count: int) -> Floats:
+        """`World.mark_minutes`, with the contract's script."""
+        course = self.courses.get(index)
+        rows = self.world.mark_minutes(index, first_minute, count)
+        if course is None or (first_minute + count) * MINUTE_MS <= course.from_ms:
+            return rows
+        rows = rows.copy()
+        for minute in range(max(first_minute, course.from_ms // MINUTE_MS), first_minute + count):
+            detail = self.followed(index, self.world.detail(index, minute // 60))
+            first = minute % 60 * 60
+            for series, seconds in enumerate((detail.second_marks, detail.second_indices)):
+                assert seconds is not None
+                held = seconds[first : first + 60]
+                rows[minute - first_minute, series] = held[0], held.max(), held.min(), held[-1]
+        return rows
+
+    def _marks_at_hours(self, index: int, hours: Ints) -> Floats:
+        """`World.marks_at_hours`, with the contract's script."""
+        marks = self.world.marks_at_hours(index, hours)
+        course = self.courses.get(index)
+        if course is not None:
+            for at, hour in enumerate(hours.tolist()):
+                scripted = course.at(hour * HOUR_MS)
+                if scripted is not None:
+                    marks[at] = scripted[1]
+        return marks
 
     # ---- what is listed and traded when; everything begins and ends with a whole minute
 
@@ -179,7 +264,7 @@ class Exchange:
 
     def minutes(self, index: int, first_minute: int, count: int) -> Ints:
         """The world's candle rows (count, 11), flat where trading was interrupted."""
-        rows = self.world.minutes(index, first_minute, count)
+        rows = self._scripted_minutes(index, first_minute, count)
         covering = [each for each in self._interruptions if each.index == index]
         if not covering or count == 0:
             return rows
@@ -203,13 +288,13 @@ class Exchange:
     def _close_before(self, index: int, minute: int, covering: Sequence["_Interruption"]) -> int:
         while True:
             minute -= 1
-            row = self.world.minutes(index, minute, 1)[0]
+            row = self._scripted_minutes(index, minute, 1)[0]
             if row[TRADES] and not any(each.covers(minute) for each in covering):
                 return int(row[CLOSE])
 
     def detail(self, index: int, hour: int) -> HourDetail:
         """One hour of one contract down to the trade."""
-        detail = self.world.detail(index, hour)
+        detail = self.followed(index, self.world.detail(index, hour))
         covering = [each for each in self._interruptions if each.index == index]
         if not covering:
             return detail
@@ -292,7 +377,7 @@ class Exchange:
             parts = []
             samples = minutes * per_minute
             if minutes > 0:
-                parts.append(self.world.mark_minutes(index, open_ms // MINUTE_MS, minutes)[:, series])
+                parts.append(self._scripted_mark_minutes(index, open_ms // MINUTE_MS, minutes)[:, series])
             if after > now_ms:
                 forming, seen = self._forming_mark(index, series, now_ms)
                 parts.append(forming)
@@ -368,7 +453,11 @@ class Exchange:
         first = now_ms // MINUTE_MS * MINUTE_MS
         step = 5_000 if series == 2 else 1_000
         times = np.arange(first, now_ms + 1, step)
-        values = _between(detail, (detail.mark, detail.index, detail.premium)[series], times)
+        exact = (detail.second_marks, detail.second_indices, None)[series]
+        if exact is not None:
+            values = exact[times // 1000 - detail.hour * 3600]
+        else:
+            values = _between(detail, (detail.mark, detail.index, detail.premium)[series], times)
         return np.array([[values[0], values.max(), values.min(), values[-1]]]), len(values)
 
     def _opens(
@@ -413,6 +502,9 @@ class Exchange:
             detail = self.detail(index, hour)
         slot = (at - hour * HOUR_MS) * own.slots_per_minute // MINUTE_MS
         bid, ask = int(detail.bid[slot]), int(detail.ask[slot])
+        course = self.courses.get(index)
+        if course is not None:
+            bid, ask = script.quote(detail, own, course, at) or (bid, ask)
         if draw & 15 == 0:
             ask += own.tick_units
         elif draw & 15 == 1 and bid > own.tick_units:
@@ -465,6 +557,8 @@ class Exchange:
         part = (within - node * 5) / 5
         mark = detail.mark[node] + (detail.mark[node + 1] - detail.mark[node]) * part
         spot = detail.index[node] + (detail.index[node + 1] - detail.index[node]) * part
+        if detail.second_marks is not None and detail.second_indices is not None:
+            mark, spot = detail.second_marks[within], detail.second_indices[within]
         rate, settles_ms = self.expected_funding(hour)[index] if self.is_traded(index, time_ms) else (0.0, 0)
         return Mark(
             mark=float(mark),
@@ -489,7 +583,7 @@ class Exchange:
         times = times[-limit:] if latest else times[:limit]
         if not times:
             return []
-        marks = self.world.marks_at_hours(index, np.array([hour for hour, _ in times]))
+        marks = self._marks_at_hours(index, np.array([hour for hour, _ in times]))
         rates = [self.world.funding_rates(np.array([index]), hour, interval, interval)[0] for hour, _ in times]
         return [
             {
@@ -557,10 +651,10 @@ class Exchange:
         own = self.instruments[index]
         units = self.world.open_interest(index, np.array(ends)).tolist()
         if length % HOUR_MS == 0:
-            marks = self.world.marks_at_hours(index, np.array(ends) // HOUR_MS)
+            marks = self._marks_at_hours(index, np.array(ends) // HOUR_MS)
         else:
             first, last = ends[0] // MINUTE_MS, ends[-1] // MINUTE_MS
-            marks = self.world.mark_minutes(index, first, last - first + 1)[:: length // MINUTE_MS, 0, 0]
+            marks = self._scripted_mark_minutes(index, first, last - first + 1)[:: length // MINUTE_MS, 0, 0]
         return [
             {
                 "symbol": own.symbol,

@@ -7,6 +7,7 @@ all contracts.
 
 import heapq
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 from zlib import crc32
 
@@ -64,7 +65,8 @@ class Hour:
 
     def __init__(self, details: list[HourDetail]) -> None:
         self.hour = details[0].hour
-        self.details = details
+        self.details = list(details)
+        self._base = details
         times = np.concatenate([detail.time_ms for detail in details])
         who = np.repeat(np.arange(len(details)), [len(detail.time_ms) for detail in details])
         # Stable, so trades of one contract keep their order.
@@ -81,6 +83,15 @@ class Hour:
         self._index: Floats = np.stack([detail.index for detail in details])
         self._marks_minute = -1
         self._marks: list[list[list[float]]] = []
+
+    def follow(self, index: int, followed: Callable[[HourDetail], HourDetail]) -> None:
+        """Give this contract the prices that `followed` makes of its hour: as many trades, at the same times."""
+        detail = followed(self._base[index])
+        self.details[index] = detail
+        who, price = self._columns[:2]
+        price[who == index] = detail.price
+        self._mark[index], self._index[index] = detail.mark, detail.index
+        self._marks_minute = -1
 
     def play(self, from_ms: int, before_ms: int) -> list[tuple[int, int, int, int, bool, int, int, int]]:
         """Trades with from_ms <= time < before_ms: time, contract, price, quantity, maker, first, last, aggregate."""
@@ -111,6 +122,10 @@ class Hour:
             count = np.minimum(np.arange(total.shape[1]) + 1, 6)
             average = ((total - before) / count)[:, node]
             settle = (np.cumsum(self._index[:, : minute * 12 + 12], axis=1)[:, node]) / (node + 1)
+            for index, detail in enumerate(self.details):
+                if detail.second_marks is not None and detail.second_indices is not None:
+                    for line, exact in zip(lines, (detail.second_marks, detail.second_indices), strict=True):
+                        line[index] = exact[minute * 60 : minute * 60 + 60]
             self._marks = [values.T.tolist() for values in (lines[0], average, lines[1], settle)]
         return [column[within] for column in self._marks]
 
@@ -144,6 +159,8 @@ class Feed:
         self._closings: list[_Closing] = []
         self._closing_number = 0
         self._status: dict[int, str] = {}
+        self.traded: Callable[[int, int, int, bool], None] | None = None
+        """Told of every trade that is published: contract, price, quantity, whether the buyer was the maker."""
         self.now_ms = 0
 
     @property
@@ -154,8 +171,15 @@ class Feed:
     def add_hour(self, hour: Hour) -> None:
         """Make one more hour playable; hours that are over are dropped."""
         self._hours[hour.hour] = hour
+        for index in self._exchange.courses:
+            hour.follow(index, partial(self._exchange.followed, index))
         for old in [number for number in self._hours if number < self.now_ms // HOUR_MS - 1]:
             del self._hours[old]
+
+    def follow(self, index: int) -> None:
+        """Take up the script that this contract has been given; nothing that was published changes."""
+        for hour in self._hours.values():
+            hour.follow(index, partial(self._exchange.followed, index))
 
     def begin(self, now_ms: int, today: list[Ints]) -> None:
         """Start at this time. `today`: for each contract its minutes since midnight UTC, up to the running one."""
@@ -188,6 +212,16 @@ class Feed:
         self._send_forming(now_ms, wall_s)
         self._send_books(now_ms, wall_s)
         self._send_depths(now_ms, wall_s)
+
+    def last(self, index: int) -> float:
+        """The price of the last trade that was published."""
+        forming = self._forming[index]
+        units = self._last_close[index] if forming is None else forming[CLOSE]
+        return units / float(10 ** self._exchange.instruments[index].price_decimals)
+
+    def mark(self, index: int) -> float:
+        """The mark price of this second, as it was published."""
+        return self._hours[self.now_ms // HOUR_MS].marks(self.now_ms // 1000)[0][index]
 
     def tickers_due(self, now_ms: int) -> list[Stream]:
         """The 24-hour ticker streams that should be sent now; the caller computes and hands them back."""
@@ -232,6 +266,8 @@ class Feed:
             if not publish:
                 continue
             self._traded.add(index)
+            if self.traded is not None:
+                self.traded(index, price, quantity, maker)
             own = self._exchange.instruments[index]
             for stream in self._streams.wanted("aggTrade", index):
                 text = decimal_text(quantity, own.quantity_decimals)
@@ -415,7 +451,7 @@ class Feed:
             first = cell if self._thin else max(last + 1, cell - _MOST_BOOK_UPDATES)
             for each in range(first, cell + 1):
                 # The book before this instant; the last one of a cell is known when the cell is over.
-                book = exchange.book(index, each * period - 1, self._detail(index, each * period - 1))
+                book = exchange.book(index, each * period - 1, self.detail(index, each * period - 1))
                 payload = self._book_ticker(index, book, now_ms)
                 for stream in streams:
                     self._streams.publish(stream, payload)
@@ -425,7 +461,7 @@ class Feed:
             for index in range(len(self._exchange.symbols)):
                 if not self._book_moves(index, at_ms):
                     continue
-                book = self._exchange.book(index, at_ms - 1, self._detail(index, at_ms - 1))
+                book = self._exchange.book(index, at_ms - 1, self.detail(index, at_ms - 1))
                 self._streams.publish(stream, self._book_ticker(index, book, at_ms))
 
     def _book_ticker(self, index: int, book: Book, event_ms: int) -> bytes:
@@ -447,7 +483,7 @@ class Feed:
 
     def _send_depth(self, stream: Stream, index: int, now_ms: int) -> None:
         own = self._exchange.instruments[index]
-        detail = self._detail(index, now_ms)
+        detail = self.detail(index, now_ms)
         book, bid_levels, ask_levels = self._exchange.depth(index, stream.levels or 60, now_ms, detail)
         bids, asks = dict(bid_levels), dict(ask_levels)
         before = stream.shown
@@ -477,7 +513,8 @@ class Feed:
         exchange = self._exchange
         return exchange.is_ordinary or (exchange.is_traded(index, now_ms) and not exchange.is_halted(index, now_ms))
 
-    def _detail(self, index: int, time_ms: int) -> HourDetail | None:
+    def detail(self, index: int, time_ms: int) -> HourDetail | None:
+        """The hour that holds this time, None where it is not loaded."""
         hour = self._hours.get(time_ms // HOUR_MS)
         return None if hour is None else hour.details[index]
 

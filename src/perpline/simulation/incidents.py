@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import fields
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
-Where = Literal["all", "public", "market", "private", "unrouted"]
+Where = Literal["all", "public", "market", "private", "unrouted", "ws_api"]
 Seconds = Annotated[float, Meta(ge=0.0, le=1e7)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 
@@ -90,21 +90,53 @@ class Huge(OnRoute, tag="huge"):
     size: Annotated[int, Meta(ge=1, le=1 << 28)] = 8 << 20
 
 
+class UserEvents(Incident, tag="user_events"):
+    """Of the events of accounts whose type matches, that share is sent twice, up to `late_s` late (so that others
+    overtake it), or never."""
+
+    type: str = "*"
+    repeat_share: Share = 0.0
+    late_share: Share = 0.0
+    late_s: Seconds = 2.0
+    lost_share: Share = 0.0
+
+
+class ExpireListenKeys(Incident, tag="expire_listen_keys"):
+    """Every listen key ends once, as it does an hour after it was last kept alive."""
+
+
+class SlowEngine(Incident, tag="slow_engine"):
+    """An order, change or cancellation reaches the matching engine so many market seconds after it came in.
+
+    Where its recvWindow is over by then it is refused with -5028."""
+
+    delay_s: Seconds = 1.0
+
+
 RestKind = Literal[
-    "429", "418", "403", "408", "500", "502", "503a", "503b", "503c", "503d", "torn", "slow", "empty", "refused"
-]
+    "429", "418", "403", "408", "500", "502", "503a", "503b", "503c", "503d", "torn", "slow", "empty", "refused",
+    "408_taken", "503a_taken", "lost", "late",
+]  # fmt: skip
 
 
 class RestFault(Incident, tag="rest"):
-    """That share of the requests whose path matches fails, at most `times` of them (0: no bound).
+    """That share of the requests whose path and method match fails, at most `times` of them (0: no bound).
+
+    A request of the WebSocket API is that of its REST path; `via` tells the two apart.
 
     Kinds: an HTTP status with the body that binance.md 3.2 gives for it (503 in its four variants A to D); `torn` (the
-    body breaks off), `slow` (the true answer after `delay_s` wall seconds), `empty` (200 and no body), `refused` (no
-    answer at all). `retry_after_s` is sent with 429 and 418 where given; `banned_s` is what the text of a 418 names.
+    body breaks off), `slow` (taken, and truly answered, after `delay_s` wall seconds), `empty` (200 and no body),
+    `refused` (no answer at all). Nothing is done of what was asked but for `torn`, `slow` and these: `lost` (done, and
+    the connection ends without an answer; over the WebSocket API the answer alone is missing), `late` (done at once,
+    answered after `delay_s`), `408_taken` and `503a_taken` (done, and answered as if nobody knew). 503d spares
+    cancellations and what only reduces, as the exchange says. `retry_after_s` is sent with 429 and 418 where given;
+    `banned_s` is what the text of a 418 names.
     """
 
     kind: RestKind = "503b"
     path: str = "/f*"
+    method: str = "*"
+    via: Literal["both", "rest", "ws_api"] = "both"
     share: Share = 1.0
     times: Count = 0
     retry_after_s: Count | None = None
@@ -159,6 +191,9 @@ AnyIncident = (
     | Reorder
     | Truncated
     | Huge
+    | UserEvents
+    | ExpireListenKeys
+    | SlowEngine
     | RestFault
     | WrongClock
     | Listed
@@ -170,7 +205,7 @@ INCIDENT_KINDS: Final[dict[str, type[Incident]]] = {
     str(kind.__struct_config__.tag): kind
     for kind in (
         Silence, HalfOpen, Disconnect, End, SlowSending, SlowReading, Reorder, Truncated, Huge,
-        RestFault, WrongClock, Listed, Delisted, Halted, Quiet,
+        UserEvents, ExpireListenKeys, SlowEngine, RestFault, WrongClock, Listed, Delisted, Halted, Quiet,
     )
 }  # fmt: skip
 INCIDENT_NAMES: Final = tuple(INCIDENT_KINDS)
@@ -248,12 +283,23 @@ class Schedule:
     def any_on(self, *kinds: type[Incident]) -> bool:
         return any(kind in self._on for kind in kinds)
 
-    def rest_fault(self, path: str, chance: Callable[[], float]) -> RestFault | None:
-        """The fault that hits a request for `path` now; counts it."""
+    def rest_fault(
+        self,
+        path: str,
+        chance: Callable[[], float],
+        method: str = "GET",
+        via: Literal["rest", "ws_api"] = "rest",
+        reduces: bool = False,
+    ) -> RestFault | None:
+        """The fault that hits a request now; counts it. `reduces`: it cancels, or can only make a position smaller."""
         for entry in self._on.get(RestFault, ()):
             fault = entry.incident
             assert isinstance(fault, RestFault)
-            if not fnmatchcase(path, fault.path) or (fault.times and entry.matched >= fault.times):
+            if not (fnmatchcase(path, fault.path) and fnmatchcase(method, fault.method)):
+                continue
+            if fault.via not in ("both", via) or (fault.kind == "503d" and reduces):
+                continue
+            if fault.times and entry.matched >= fault.times:
                 continue
             if fault.share < 1.0 and chance() >= fault.share:
                 continue

@@ -80,6 +80,9 @@ class HourDetail:
     index: Floats
     premium: Floats
     minutes: Ints
+    second_marks: Floats | None = None
+    """Where prices are scripted (script.py): mark and index of each second, 3601 of them; lines do not hold there."""
+    second_indices: Floats | None = None
 
 
 class World:

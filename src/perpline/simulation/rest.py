@@ -80,12 +80,12 @@ class Rest:
         self._addresses: dict[str, _Address] = {}
         self._routes = self._table()
 
-    def answer(self, path: str, params: Params, address: str, now_ms: int) -> Answer:
-        """The answer to GET `path` at this market time."""
+    def answer(self, path: str, params: Params, address: str, now_ms: int, method: str = "GET") -> Answer:
+        """The answer to a request for `path` at this market time."""
         route = self._routes.get(path)
         self._stats.requests[path if route is not None else "unknown"] += 1
-        if route is None:
-            return _error(404, -5000, f"Path {path}, Method GET is invalid")
+        if route is None or method != "GET":
+            return refusal(404, -5000, f"Path {path}, Method {method} is invalid")
         account = self._addresses.setdefault(address, _Address())
         refused = account.admit(route, params, now_ms, address)
         headers = {} if route.pool else {"x-mbx-used-weight-1m": str(account.used(now_ms))}
@@ -96,9 +96,19 @@ class Rest:
         try:
             body = route.respond(params, now_ms)
         except RequestError as error:
-            refusal = _error(error.status, error.code, str(error))
-            return Answer(refusal.status, refusal.body, headers)
+            refused = refusal(error.status, error.code, str(error))
+            return Answer(refused.status, refused.body, headers)
         return Answer(200, msgspec.json.encode(body), headers)
+
+    def charge(self, address: str, weight: int, now_ms: int) -> tuple[Answer | None, dict[str, str]]:
+        """Count a request that is answered elsewhere: the refusal, if it goes beyond the limit, and the header."""
+        spent = self._addresses.setdefault(address, _Address())
+        refused = spent.spend(weight, now_ms, address)
+        headers = {"x-mbx-used-weight-1m": str(spent.used(now_ms))}
+        if refused is not None:
+            return Answer(refused.status, refused.body, {**headers, **refused.headers}), headers
+        self._stats.weight_used += weight
+        return None, headers
 
     def knows(self, path: str) -> bool:
         return path in self._routes
@@ -402,7 +412,7 @@ class Rest:
                 {"asset": "BNB", "marginAvailable": True, "autoAssetExchange": "-10"},
             ],
             "symbols": [
-                _listed(own, self._exchange.status(own.index, now_ms), self._exchange.onboard_ms(own.index))
+                listed(own, self._exchange.status(own.index, now_ms), self._exchange.onboard_ms(own.index))
                 for own in self._exchange.instruments
                 if self._exchange.is_known(own.index, now_ms)
             ],
@@ -441,8 +451,8 @@ def failure(fault: RestFault, address: str, now_ms: int) -> Answer:
         status, title = _PAGES[fault.kind]
         page = f"<html><head><title>{status} {title}</title></head><body><h1>{status} {title}</h1></body></html>"
         return Answer(status, page.encode(), content_type="text/html")
-    status, code, message = _FAILURES[fault.kind]
-    return _error(status, code, message)
+    status, code, message = _FAILURES[fault.kind.removesuffix("_taken")]
+    return refusal(status, code, message)
 
 
 def _limited(fault: RestFault, address: str, now_ms: int) -> Answer:
@@ -455,7 +465,7 @@ def _limited(fault: RestFault, address: str, now_ms: int) -> Answer:
         text = f"Way too many requests; IP({address}) banned until {now_ms + 1000 * fault.banned_s}."
     else:
         text = f"Way too many requests; IP({address}) banned."
-    return _error(int(fault.kind), -1003, text, fault.retry_after_s)
+    return refusal(int(fault.kind), -1003, text, fault.retry_after_s)
 
 
 _PAGES: Final = {"403": (403, "Forbidden"), "502": (502, "Bad Gateway")}
@@ -499,20 +509,26 @@ class _Address:
             limit = SERIES_LIMIT if route.pool == "series" else FUNDING_LIMIT
             if len(pool) >= limit:
                 wait_s = max(1, (pool[0] + 300_000 - now_ms) // 1000)
-                return _error(
+                return refusal(
                     429, -1003, f"Too many requests; current limit is {limit} requests per 5 minutes.", wait_s
                 )
             pool.append(now_ms)
             return None
+        return self.spend(route.weight(params), now_ms, address)
+
+    def spend(self, weight: int, now_ms: int, address: str) -> Answer | None:
+        """Count so much weight; the refusal, if it goes beyond the limit."""
+        if now_ms < self._banned_until_ms:
+            return self._ban(now_ms, address)
         self._turn(now_ms)
-        self._used += route.weight(params)
+        self._used += weight
         if self._used <= WEIGHT_LIMIT:
             return None
         self._refused += 1
         if self._refused > BANNED_AFTER:
             self._banned_until_ms = now_ms + BAN_MS
             return self._ban(now_ms, address)
-        return _error(
+        return refusal(
             429,
             -1003,
             f"Too many requests; current limit of IP({address}) is {WEIGHT_LIMIT} requests per minute. "
@@ -521,7 +537,7 @@ class _Address:
         )
 
     def _ban(self, now_ms: int, address: str) -> Answer:
-        return _error(
+        return refusal(
             418,
             -1003,
             f"Way too many requests; IP({address}) banned until {self._banned_until_ms}. "
@@ -539,7 +555,7 @@ def _needs_key(params: Params, now_ms: int) -> Json:
     raise RequestError(-2014, "API-key format invalid.", 401)
 
 
-def _error(status: int, code: int, message: str, retry_after_s: int | None = None) -> Answer:
+def refusal(status: int, code: int, message: str, retry_after_s: int | None = None) -> Answer:
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
     return Answer(status, msgspec.json.encode({"code": code, "msg": message}), headers)
 
@@ -594,7 +610,8 @@ def _depth_weight(params: Params) -> int:
     return {"5": 2, "10": 2, "20": 2, "50": 2, "100": 5, "1000": 20}.get(params.get("limit", "500"), 10)
 
 
-def _listed(own: Instrument, status: str, onboard_ms: int) -> dict[str, Json]:
+def listed(own: Instrument, status: str, onboard_ms: int) -> dict[str, Json]:
+    """The contract as exchangeInfo tells it."""
     tick = own.tick_units
     typical = round(own.price * 10**own.price_decimals)
     return {
