@@ -120,8 +120,8 @@ class TradingRest(Protocol):
     async def cancel_order(self, symbol: str, client_id: str) -> OrderReport | None:
         """Cancel by our own id; None where nothing of that id is open."""
 
-    async def order(self, symbol: str, client_id: str) -> OrderReport | None:
-        """The order as the exchange has it; None where it has none of that id."""
+    async def order(self, symbol: str, client_id: str, *, order_id: int = 0) -> OrderReport | None:
+        """The order as the exchange has it, by its own id where that is known; None where it has none."""
 
     async def open_orders(self) -> list[OrderReport]:
         """Every open ordinary order of the account."""

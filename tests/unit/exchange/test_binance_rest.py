@@ -415,6 +415,48 @@ async def test_instruments_come_with_exact_steps_and_odd_ones_are_left_out() -> 
     assert instruments[0].is_trading_perpetual
 
 
+async def test_instruments_come_with_the_limits_of_orders() -> None:
+    row = {
+        **SYMBOL,
+        "maintMarginPercent": "1.2500",
+        "triggerProtect": "0.0500",
+        "marketTakeBound": "0.05",
+        "filters": [
+            *SYMBOL["filters"][:2],  # type: ignore[index]
+            {"filterType": "MARKET_LOT_SIZE", "stepSize": "0.010", "minQty": "0.020", "maxQty": "120"},
+            {
+                "filterType": "PERCENT_PRICE",
+                "multiplierUp": "1.0500",
+                "multiplierDecimal": "4",
+                "multiplierDown": "0.95",
+            },
+        ],
+    }
+    hostile = [
+        {**row, "symbol": "ONEUSDT", "marketTakeBound": "NaN"},
+        {**row, "symbol": "TWOUSDT", "triggerProtect": "-1"},
+        {**row, "symbol": "THREEUSDT", "maintMarginPercent": "Infinity"},
+    ]
+    async with exchange(lambda request: {"symbols": [row, *hostile]}) as asked:
+        [instrument] = await asked.rest.instruments()
+        assert asked.rest.refused_rows == 3
+    limits = {name: str(getattr(instrument, name)) for name in instrument.__struct_fields__[10:]}
+    assert limits == {
+        "max_quantity": "1000",
+        "market_min_quantity": "0.020",
+        "market_max_quantity": "120",
+        "market_step_size": "0.010",
+        "min_price": "556.80",
+        "max_price": "4529764",
+        "multiplier_up": "1.0500",
+        "multiplier_down": "0.95",
+        "market_take_bound": "0.05",
+        "trigger_protect": "0.0500",
+        "maintenance_margin_pct": "1.2500",
+    }
+    assert instrument.min_notional == 0
+
+
 async def test_an_exchange_without_one_sensible_symbol_is_malformed() -> None:
     async with exchange(lambda request: {"symbols": [{}, {}]}) as asked:
         with pytest.raises(Malformed, match="none of 2 rows"):

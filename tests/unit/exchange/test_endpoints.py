@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from perpline.exchange.binance import endpoints
 from perpline.exchange.binance.endpoints import (
     connection_url,
     klines_weight,
@@ -68,3 +69,20 @@ def test_a_connection_is_opened_without_streams_and_then_subscribes() -> None:
 )
 def test_candles_weigh_by_their_number(limit: int, weight: int) -> None:
     assert klines_weight(limit) == weight
+
+
+def test_the_private_addresses_belong_to_the_network_of_the_streams() -> None:
+    mainnet, testnet, own = "wss://fstream.binance.com", "wss://fstream.binancefuture.com", "ws://127.0.0.1:8080/"
+    assert endpoints.order_socket_url(mainnet) == "wss://ws-fapi.binance.com/ws-fapi/v1"
+    assert endpoints.order_socket_url(testnet) == "wss://testnet.binancefuture.com/ws-fapi/v1"
+    assert endpoints.order_socket_url(own) == "ws://127.0.0.1:8080/ws-fapi/v1"
+    assert endpoints.spot_rest_url(mainnet, "https://fapi.binance.com") == "https://api.binance.com"
+    assert endpoints.spot_rest_url(testnet, "https://demo-fapi.binance.com") is None
+    assert endpoints.spot_rest_url(own, "http://127.0.0.1:8080") == "http://127.0.0.1:8080"
+
+
+def test_the_user_stream_names_every_event_and_the_expiry_of_its_key() -> None:
+    url = endpoints.user_stream_url("wss://fstream.binance.com/", "k" * 64)
+    base, _, events = url.partition("&events=")
+    assert base == "wss://fstream.binance.com/private/ws?listenKey=" + "k" * 64
+    assert {"ORDER_TRADE_UPDATE", "ACCOUNT_UPDATE", "ALGO_UPDATE", "listenKeyExpired"} <= set(events.split("/"))

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from typing import Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -69,6 +70,44 @@ def _control_request(method: str, streams: Sequence[str], request_id: int) -> by
     return msgspec.json.encode({"method": method, "params": list(streams), "id": request_id})
 
 
+USER_EVENTS = (
+    "ORDER_TRADE_UPDATE",
+    "ACCOUNT_UPDATE",
+    "ACCOUNT_CONFIG_UPDATE",
+    "MARGIN_CALL",
+    "ALGO_UPDATE",
+    "TRADE_LITE",
+    "listenKeyExpired",
+)
+"""What we ask for. A socket whose list lacks `listenKeyExpired` is not told of it (binance.md 5)."""
+
+_OWN_HOSTS: dict[str, tuple[str, str | None]] = {
+    "fstream.binance.com": ("wss://ws-fapi.binance.com/ws-fapi/v1", "https://api.binance.com"),
+    **dict.fromkeys(
+        ("fstream.binancefuture.com", "stream.binancefuture.com", "demo-fstream.binance.com"),
+        ("wss://testnet.binancefuture.com/ws-fapi/v1", None),
+    ),
+}
+"""By the host of the streams: the order WebSocket API, and the spot side's REST, which knows what a key may do."""
+
+
+def user_stream_url(ws_url: str, listen_key: str) -> str:
+    """The address of the user data stream of a key, with every event that we read named."""
+    return f"{ws_url.rstrip('/')}/private/ws?listenKey={listen_key}&events={'/'.join(USER_EVENTS)}"
+
+
+def order_socket_url(ws_url: str) -> str:
+    """The order WebSocket API that belongs to these streams; an exchange of one's own has both at one address."""
+    known = _OWN_HOSTS.get(urlsplit(ws_url).hostname or "")
+    return known[0] if known else f"{ws_url.rstrip('/')}/ws-fapi/v1"
+
+
+def spot_rest_url(ws_url: str, rest_url: str) -> str | None:
+    """Where a key's permissions can be asked for; None where nothing tells (the test network)."""
+    known = _OWN_HOSTS.get(urlsplit(ws_url).hostname or "")
+    return known[1] if known else rest_url
+
+
 Pool = Literal["weight", "futures_data", "funding"]
 """What a request counts against: weight a minute, or requests in five minutes of /futures/data or of funding."""
 
@@ -95,6 +134,30 @@ RATIOS: dict[Ratio, Endpoint] = {
     "top_position": Endpoint("/futures/data/topLongShortPositionRatio", 1, "futures_data"),
     "taker": Endpoint("/futures/data/takerlongshortRatio", 1, "futures_data"),
 }
+
+# Our own account. Orders and conditional orders cost no weight: they are counted by themselves (`OrderRate`).
+NEW_ORDER = Endpoint("/fapi/v1/order", 0)
+ORDER = Endpoint("/fapi/v1/order")
+OPEN_ORDERS = Endpoint("/fapi/v1/openOrders", 40)
+CANCEL_ORDERS = Endpoint("/fapi/v1/allOpenOrders")
+NEW_STOP = Endpoint("/fapi/v1/algoOrder", 0)
+STOP = Endpoint("/fapi/v1/algoOrder")
+OPEN_STOPS = Endpoint("/fapi/v1/openAlgoOrders", 40)
+CANCEL_STOPS = Endpoint("/fapi/v1/algoOpenOrders")
+POSITIONS = Endpoint("/fapi/v3/positionRisk", 5)
+ACCOUNT = Endpoint("/fapi/v3/account", 5)
+USER_TRADES = Endpoint("/fapi/v1/userTrades", 5)
+INCOME = Endpoint("/fapi/v1/income", 30)
+SYMBOL_CONFIG = Endpoint("/fapi/v1/symbolConfig", 5)
+MARGIN_TYPE = Endpoint("/fapi/v1/marginType")
+LEVERAGE = Endpoint("/fapi/v1/leverage")
+POSITION_MODE = Endpoint("/fapi/v1/positionSide/dual", 30)
+MULTI_ASSETS = Endpoint("/fapi/v1/multiAssetsMargin", 30)
+ACCOUNT_CONFIG = Endpoint("/fapi/v1/accountConfig", 5)
+API_RESTRICTIONS = Endpoint("/sapi/v1/account/apiRestrictions")
+LISTEN_KEY = Endpoint("/fapi/v1/listenKey")
+ORDER_SOCKET_HANDSHAKE = Endpoint("/ws-fapi/v1", 5)
+
 _PRICE_KLINES: dict[PriceSeries, str] = {
     "mark": "/fapi/v1/markPriceKlines",
     "index": "/fapi/v1/indexPriceKlines",

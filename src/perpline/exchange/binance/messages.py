@@ -8,7 +8,7 @@ Prices and quantities come as text, ids and times as integers (binance.md 2), `s
 from decimal import Decimal
 from typing import Annotated, Literal, get_args
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Raw, Struct, field
 
 Symbol = Annotated[str, Meta(min_length=1, max_length=40)]
 Price = Annotated[float, Meta(gt=0, lt=1e15)]
@@ -247,9 +247,14 @@ class SymbolFilter(Struct, rename="camel"):
 
     filter_type: str
     tick_size: Decimal | None = None
+    min_price: Decimal | None = None
+    max_price: Decimal | None = None
     step_size: Decimal | None = None
     min_qty: Decimal | None = None
+    max_qty: Decimal | None = None
     notional: Decimal | None = None
+    multiplier_up: Decimal | None = None
+    multiplier_down: Decimal | None = None
 
 
 class SymbolRow(Struct, rename="camel"):
@@ -262,3 +267,309 @@ class SymbolRow(Struct, rename="camel"):
     filters: list[SymbolFilter]
     contract_type: str = ""
     onboard_date: TimeOrNone = 0
+    market_take_bound: Decimal | None = None
+    trigger_protect: Decimal | None = None
+    liquidation_fee: Decimal | None = None
+    maint_margin_percent: Decimal | None = None
+
+
+# ---- our own account. Money is exact here: Decimal, finite and within any sensible range (`Exact`).
+
+Id = Annotated[int, Meta(ge=0, lt=2**62)]
+ClientText = Annotated[str, Meta(max_length=64)]
+OrderSide = Literal["BUY", "SELL"]
+
+_LARGEST = Decimal(10) ** 18
+_FINEST = -30
+
+
+class Exact(Struct, kw_only=True):
+    """A message whose Decimals are finite, smaller than 10^18 and of at most 30 places."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, Decimal):
+                check_exact(value, name)
+
+
+def check_exact(value: Decimal, name: str) -> None:
+    """Raise ValueError for a number that no balance, price or size can be."""
+    exponent = value.as_tuple().exponent
+    if not isinstance(exponent, int) or exponent < _FINEST or not -_LARGEST < value < _LARGEST:
+        raise ValueError(f"{name} cannot be {str(value)[:40]!r}")
+
+
+class OrderUpdateBody(Exact, kw_only=True):
+    """`o` of ORDER_TRADE_UPDATE (binance.md 5)."""
+
+    symbol: Symbol = field(name="s")
+    client_id: ClientText = field(name="c")
+    side: OrderSide = field(name="S")
+    original_type: ClientText = field(name="ot")
+    quantity: Decimal = field(name="q")
+    average_price: Decimal = field(name="ap")
+    execution: ClientText = field(name="x")
+    status: ClientText = field(name="X")
+    order_id: Id = field(name="i")
+    last_filled: Decimal = field(name="l")
+    filled: Decimal = field(name="z")
+    last_price: Decimal = field(name="L")
+    fee: Decimal = field(name="n", default=Decimal(0))
+    """Absent with its asset where there is none."""
+    fee_asset: ClientText | None = field(name="N", default=None)
+    trade_time: TimeOrNone = field(name="T", default=0)
+    trade_id: Id = field(name="t")
+    is_maker: bool = field(name="m", default=False)
+    reduce_only: bool = field(name="R", default=False)
+    realized_pnl: Decimal = field(name="rp", default=Decimal(0))
+    expiry_reason: ClientText = field(name="er", default="0")
+    """Since 2025-10-23."""
+
+
+class OrderUpdateMessage(Struct, tag_field="e", tag="ORDER_TRADE_UPDATE"):
+    transaction_time: Time = field(name="T")
+    order: OrderUpdateBody = field(name="o")
+
+
+class AlgoUpdateBody(Exact, kw_only=True):
+    """`o` of ALGO_UPDATE."""
+
+    symbol: Symbol = field(name="s")
+    client_algo_id: ClientText = field(name="caid")
+    algo_id: Id = field(name="aid")
+    side: OrderSide = field(name="S")
+    order_type: ClientText = field(name="o")
+    status: ClientText = field(name="X")
+    order_id: ClientText | Id = field(name="ai", default="")
+    """Empty before it triggered."""
+    quantity: ClientText = field(name="q", default="")
+    trigger_price: ClientText = field(name="tp", default="")
+    close_position: bool = field(name="cp", default=False)
+    reason: Annotated[str, Meta(max_length=1000)] = field(name="rm", default="")
+
+
+class AlgoUpdateMessage(Struct, tag_field="e", tag="ALGO_UPDATE"):
+    transaction_time: Time = field(name="T")
+    order: AlgoUpdateBody = field(name="o")
+
+
+class BalanceChange(Exact, kw_only=True):
+    asset: ClientText = field(name="a")
+    wallet: Decimal = field(name="wb")
+    change: Decimal = field(name="bc", default=Decimal(0))
+
+
+class PositionChange(Exact, kw_only=True):
+    symbol: Symbol = field(name="s")
+    quantity: Decimal = field(name="pa")
+    entry_price: Decimal = field(name="ep")
+    unrealized_pnl: Decimal = field(name="up", default=Decimal(0))
+    margin_type: ClientText = field(name="mt", default="")
+    position_side: ClientText = field(name="ps", default="BOTH")
+
+
+class AccountUpdateBody(Struct):
+    reason: ClientText = field(name="m")
+    balances: Annotated[list[BalanceChange], Meta(max_length=10_000)] = field(name="B", default_factory=list)
+    positions: Annotated[list[PositionChange], Meta(max_length=10_000)] = field(name="P", default_factory=list)
+    symbol: ClientText = field(name="S", default="")
+    """Of a funding fee, since 2026-08-07."""
+
+
+class AccountUpdateMessage(Struct, tag_field="e", tag="ACCOUNT_UPDATE"):
+    transaction_time: Time = field(name="T")
+    account: AccountUpdateBody = field(name="a")
+
+
+class LeverageBody(Struct):
+    symbol: Symbol = field(name="s")
+    leverage: Annotated[int, Meta(ge=1, le=1000)] = field(name="l")
+
+
+class ConfigUpdateMessage(Struct, tag_field="e", tag="ACCOUNT_CONFIG_UPDATE"):
+    """Leverage (`ac`) or, without it, the multi-assets mode (`ai`)."""
+
+    transaction_time: Time = field(name="T")
+    leverage: LeverageBody | None = field(name="ac", default=None)
+
+
+class MarginCallPosition(Struct):
+    symbol: Symbol = field(name="s")
+
+
+class MarginCallMessage(Struct, tag_field="e", tag="MARGIN_CALL"):
+    """It has no `T`."""
+
+    event_time: Time = field(name="E")
+    positions: Annotated[list[MarginCallPosition], Meta(max_length=10_000)] = field(name="p")
+
+
+class ListenKeyExpiredMessage(Struct, tag_field="e", tag="listenKeyExpired"):
+    event_time: Time = field(name="E")
+
+
+UserMessage = (
+    OrderUpdateMessage
+    | AlgoUpdateMessage
+    | AccountUpdateMessage
+    | ConfigUpdateMessage
+    | MarginCallMessage
+    | ListenKeyExpiredMessage
+)
+"""Every message of the user data stream that becomes an event of `domain`, told apart by "e"."""
+
+USER_EVENT_TYPES: frozenset[str] = frozenset(str(message.__struct_config__.tag) for message in get_args(UserMessage))
+
+
+class UserFrame(Struct):
+    """As little of a frame of the user data stream as says what it is, in the bare or the combined form."""
+
+    event_type: Annotated[str, Meta(min_length=1, max_length=60)] | None = field(name="e", default=None)
+    stream: Annotated[str, Meta(max_length=200)] | None = None
+    data: Raw = Raw()
+
+
+class OrderBody(Exact, kw_only=True, rename="camel"):
+    """An ordinary order, as placing, cancelling and looking tell it. `avgPrice` is told by a look alone since
+    2026-07-15."""
+
+    symbol: Symbol
+    client_order_id: ClientText
+    order_id: Id
+    side: OrderSide
+    status: ClientText
+    orig_qty: Decimal
+    executed_qty: Decimal = Decimal(0)
+    avg_price: Decimal | None = None
+    reduce_only: bool = False
+    orig_type: ClientText = ""
+    type: ClientText = ""
+    update_time: TimeOrNone = 0
+
+
+class AlgoOrderBody(Exact, kw_only=True, rename="camel"):
+    """A conditional order, as placing and looking tell it."""
+
+    symbol: Symbol
+    client_algo_id: ClientText
+    algo_id: Id
+    side: OrderSide
+    order_type: ClientText
+    algo_status: ClientText
+    quantity: ClientText | None = None
+    trigger_price: ClientText | None = None
+    close_position: bool = False
+    actual_order_id: ClientText | Id | None = None
+    update_time: TimeOrNone = 0
+
+
+class PositionRow(Exact, kw_only=True, rename="camel"):
+    """A row of /fapi/v3/positionRisk."""
+
+    symbol: Symbol
+    position_side: ClientText = "BOTH"
+    position_amt: Decimal
+    entry_price: Decimal
+    mark_price: Decimal
+    un_realized_profit: Decimal
+    liquidation_price: Decimal = Decimal(0)
+    isolated_wallet: Decimal = Decimal(0)
+    update_time: TimeOrNone = 0
+
+
+class AccountBody(Exact, kw_only=True, rename="camel"):
+    """The totals of /fapi/v3/account."""
+
+    total_wallet_balance: Decimal
+    total_unrealized_profit: Decimal
+    available_balance: Decimal
+
+
+class UserTradeRow(Exact, kw_only=True, rename="camel"):
+    symbol: Symbol
+    id: Id
+    order_id: Id
+    side: OrderSide
+    price: Decimal
+    qty: Decimal
+    realized_pnl: Decimal
+    commission: Decimal
+    commission_asset: ClientText
+    maker: bool
+    time: Time
+
+
+class IncomeRow(Exact, kw_only=True, rename="camel"):
+    symbol: Annotated[str, Meta(max_length=40)] = ""
+    """Empty for what belongs to no symbol, a transfer."""
+    income_type: ClientText
+    income: Decimal
+    asset: ClientText
+    time: Time
+    tran_id: Id | ClientText = 0
+    trade_id: Id | ClientText | None = None
+
+
+class SymbolConfigRow(Struct, rename="camel"):
+    symbol: Symbol
+    margin_type: ClientText
+    leverage: Annotated[int, Meta(ge=1, le=1000)]
+
+
+class LeverageAnswer(Struct):
+    leverage: int
+
+
+class PositionModeBody(Struct, rename="camel"):
+    dual_side_position: bool
+
+
+class MultiAssetsBody(Struct, rename="camel"):
+    multi_assets_margin: bool
+
+
+class AccountConfigBody(Struct, rename="camel"):
+    can_trade: bool
+
+
+class ApiRestrictionsBody(Struct, rename="camel"):
+    """/sapi/v1/account/apiRestrictions of the spot side: what the key may do."""
+
+    enable_withdrawals: bool
+    enable_futures: bool = False
+    ip_restrict: bool = False
+
+
+class ListenKeyBody(Struct, rename="camel"):
+    listen_key: Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_-]+$")]
+
+
+class Done(Struct):
+    """An answer that says success and nothing more: `code` 200, a number or text."""
+
+    code: int | str = 200
+    message: str = field(name="msg", default="")
+
+
+class RateLimitCount(Struct, rename="camel"):
+    rate_limit_type: ClientText
+    interval: ClientText
+    interval_num: int
+    limit: int
+    count: int = 0
+
+
+class SocketError(Struct):
+    code: int = 0
+    message: Annotated[str, Meta(max_length=2000)] = field(name="msg", default="")
+
+
+class SocketAnswer(Struct, rename="camel"):
+    """An answer of the order WebSocket API (binance.md 6)."""
+
+    id: int | ClientText | None = None
+    status: int = 0
+    result: Raw = Raw()
+    error: SocketError | None = None
+    rate_limits: list[RateLimitCount] = []

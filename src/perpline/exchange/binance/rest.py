@@ -39,6 +39,7 @@ from perpline.exchange.binance.messages import (
     PremiumIndexRow,
     PriceKlineRow,
     ServerTimeBody,
+    SymbolFilter,
     SymbolRow,
     TakerRatioRow,
     Ticker24hRow,
@@ -47,9 +48,9 @@ from perpline.exchange.binance.weight import WeightLedger
 
 T = TypeVar("T")
 
-_ATTEMPTS = 4
-_FIRST_WAIT_S = 0.2
-_LONGEST_WAIT_S = 0.8
+ATTEMPTS = 4
+FIRST_WAIT_S = 0.2
+LONGEST_WAIT_S = 0.8
 _ROUND_TRIPS = 4
 _FUNDING_KNOWN_AFTER_MS = 60_000
 _CLOCK_DOUBT_MS = 60_000
@@ -321,12 +322,12 @@ class BinanceRest:
     async def _get(self, shape: type[T], endpoint: Endpoint, **params: str | int) -> tuple[T, "_Answer"]:
         """The answer's content and its times. Raises what `exchange.ports` promises."""
         async for attempt in stamina.retry_context(
-            on=_worth_another_try,
-            attempts=_ATTEMPTS,
+            on=worth_another_try,
+            attempts=ATTEMPTS,
             timeout=None,
-            wait_initial=_FIRST_WAIT_S,
-            wait_max=_LONGEST_WAIT_S,
-            wait_jitter=_FIRST_WAIT_S / 4,
+            wait_initial=FIRST_WAIT_S,
+            wait_max=LONGEST_WAIT_S,
+            wait_jitter=FIRST_WAIT_S / 4,
         ):
             with attempt:
                 return await self._ask_once(shape, endpoint, params)
@@ -345,7 +346,7 @@ class BinanceRest:
                 async with self._link.session.get(
                     self._base_url + endpoint.path, params=params, timeout=self._timeout, allow_redirects=False
                 ) as response:
-                    body = await self._bounded_body(response, what)
+                    body = await bounded_body(response, self._max_body, what)
             except TimeoutError:
                 raise Unavailable(f"{what}: no answer within {self._timeout.total:g} s") from None
             except aiohttp.InvalidURL:
@@ -355,7 +356,7 @@ class BinanceRest:
                 raise Unavailable(f"{what}: {type(error).__name__}") from None
             received_us = self._clock.now_us()
             used_weight = response.headers.get("X-MBX-USED-WEIGHT-1M", "")
-            if _is_count(used_weight):
+            if is_count(used_weight):
                 self.weight.observe(int(used_weight), permit)
             failure = None if response.status == 200 else self._failure(what, response, body)
         finally:
@@ -364,20 +365,12 @@ class BinanceRest:
         if failure is not None:
             raise failure
         self.weight.succeeded()
-        return _decoded(body, shape, what), _Answer(what, sent_us, received_us)
-
-    async def _bounded_body(self, response: aiohttp.ClientResponse, what: str) -> bytes:
-        body = bytearray()
-        async for chunk in response.content.iter_any():
-            body += chunk
-            if len(body) > self._max_body:
-                raise Malformed(f"{what}: the answer is longer than {self._max_body} bytes")
-        return bytes(body)
+        return decoded(body, shape, what), _Answer(what, sent_us, received_us)
 
     def _failure(self, what: str, response: aiohttp.ClientResponse, body: bytes) -> PerplineError:
         """The error for an answer that is no success; a rate limit blocks the ledger first."""
         retry_after = response.headers.get("Retry-After", "")
-        retry_after_s = float(retry_after) if _is_count(retry_after) else None
+        retry_after_s = float(retry_after) if is_count(retry_after) else None
         error = read_error(what, response.status, body, retry_after_s)
         if isinstance(error, RateLimited):
             error.retry_after_s = self.weight.block(response.status, retry_after_s, banned_until_ms(body))
@@ -423,11 +416,23 @@ class _ExchangeInfo(Struct):
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def _worth_another_try(error: Exception) -> bool:
+async def bounded_body(response: aiohttp.ClientResponse, max_body: int, what: str) -> bytes:
+    """The whole body. Raises Malformed for one that is longer than it may be."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > max_body:
+            raise Malformed(f"{what}: the answer is longer than {max_body} bytes")
+    return bytes(body)
+
+
+def worth_another_try(error: Exception) -> bool:
     return isinstance(error, Unavailable) and not isinstance(error, RateLimited) and error.retry_after_s is None
 
 
-def _decoded(body: bytes, shape: type[T], what: str) -> T:
+def decoded(body: bytes, shape: type[T], what: str) -> T:
+    """The body of a successful answer. Raises Refused where it is an error after all, Malformed for another shape,
+    Unavailable for what was cut off."""
     try:
         return msgspec.json.decode(body, type=shape, strict=False)
     except msgspec.ValidationError as error:
@@ -439,7 +444,8 @@ def _decoded(body: bytes, shape: type[T], what: str) -> T:
         raise Unavailable(f"{what}: the answer is no JSON or was cut off") from None
 
 
-def _is_count(header: str) -> bool:
+def is_count(header: str) -> bool:
+    """Whether a header is a number that can be one."""
     return header.isascii() and header.isdigit() and len(header) < 10
 
 
@@ -466,19 +472,34 @@ def _check_order(answer: _Answer, times: list[int], *, strict: bool = True) -> N
 
 
 def _instrument(row: SymbolRow) -> Instrument | None:
-    """The symbol as an Instrument; None where a filter that rounding needs is missing or makes no sense."""
+    """The symbol as an Instrument; None where a filter that rounding needs is missing, or one makes no sense."""
     filters = {entry.filter_type: entry for entry in row.filters}
-    try:
-        tick_size = filters["PRICE_FILTER"].tick_size
-        step_size, min_quantity = filters["LOT_SIZE"].step_size, filters["LOT_SIZE"].min_qty
-    except KeyError:
+    none = SymbolFilter("")
+    price, lot = filters.get("PRICE_FILTER", none), filters.get("LOT_SIZE", none)
+    market, percent = filters.get("MARKET_LOT_SIZE", none), filters.get("PERCENT_PRICE", none)
+    limits = {
+        "min_notional": filters.get("MIN_NOTIONAL", none).notional,
+        "max_quantity": lot.max_qty,
+        "market_min_quantity": market.min_qty,
+        "market_max_quantity": market.max_qty,
+        "market_step_size": market.step_size,
+        "min_price": price.min_price,
+        "max_price": price.max_price,
+        "multiplier_up": percent.multiplier_up,
+        "multiplier_down": percent.multiplier_down,
+        "market_take_bound": row.market_take_bound,
+        "trigger_protect": row.trigger_protect,
+    }
+    if row.maint_margin_percent is not None:
+        limits["maintenance_margin_pct"] = row.maint_margin_percent
+    tick_size, step_size, min_quantity = price.tick_size, lot.step_size, lot.min_qty
+    if "MIN_NOTIONAL" in filters and limits["min_notional"] is None:
         return None
-    min_notional = filters["MIN_NOTIONAL"].notional if "MIN_NOTIONAL" in filters else Decimal(0)
-    for size in (tick_size, step_size, min_quantity, min_notional):
-        if size is None or not size.is_finite() or size < 0:
+    if not tick_size or not step_size or min_quantity is None:
+        return None
+    for size in (tick_size, step_size, min_quantity, *limits.values()):
+        if size is not None and (not size.is_finite() or size < 0):
             return None
-    if not tick_size or not step_size:
-        return None
     return Instrument(
         symbol=row.symbol,
         base_asset=row.base_asset,
@@ -488,6 +509,6 @@ def _instrument(row: SymbolRow) -> Instrument | None:
         onboard_time=row.onboard_date,
         tick_size=tick_size,
         step_size=step_size,
-        min_quantity=min_quantity or Decimal(0),
-        min_notional=min_notional or Decimal(0),
+        min_quantity=min_quantity,
+        **{name: size or Decimal(0) for name, size in limits.items()},
     )

@@ -59,8 +59,6 @@ class Permit(Struct, eq=False):
     """Exchange minute in which it was given, ms."""
     at: int
     """When it was given, exchange ms."""
-    late: bool
-    """Whether it was given so shortly before the next minute that the exchange may count it there."""
 
 
 class WeightLedger:
@@ -197,10 +195,13 @@ class WeightLedger:
         """Wait until a request of this cost may go out, and count it. To be handed to `done` after the answer.
 
         Raises RateLimited at once while the exchange has blocked us, Unavailable after `LONGEST_WAIT_S` or where too
-        many wait already. A request that alone is beyond the budget is let through in an unused minute.
+        many wait already. A request that alone is beyond the budget is let through in an unused minute. One without a
+        cost (an order) never waits, however full the budget is.
         """
         self.check()
         now = self._clock.exchange_now_ms()
+        if cost == 0:
+            return self._grant(cost, pool, priority, now)
         if self._is_first(pool, priority) and self._is_current() and self._fits(cost, pool, priority, now):
             self._waits[priority].add(0.0)
             return self._grant(cost, pool, priority, now)
@@ -226,7 +227,9 @@ class WeightLedger:
         if permit not in self._under_way:
             return
         self._under_way.remove(permit)
-        if permit.late and permit.minute == self._minute and permit.pool == "weight":
+        turn = self._minute + MINUTE_MS - self._margin_ms
+        if permit.minute == self._minute and permit.pool == "weight" and self._clock.exchange_now_ms() >= turn:
+            # It came so shortly before the next minute that the exchange may have counted it there.
             self._late_done += permit.cost
         if any(self._lines.values()):
             self._serve()
@@ -295,7 +298,7 @@ class WeightLedger:
 
     def _grant(self, cost: int, pool: Pool, priority: Priority, now: int) -> Permit:
         minute = self._turn(now)
-        permit = Permit(cost, pool, minute, now, now >= minute + MINUTE_MS - self._margin_ms)
+        permit = Permit(cost, pool, minute, now)
         self._under_way.add(permit)
         if pool == "weight":
             self._own += cost

@@ -15,12 +15,17 @@ class MarkPriceHandler:
 
     `minute` is the open time of the minute by the exchange's clock. The row is added when the first price of a later
     minute comes, and by `flush` at the end, so a minute cut in two by a restart is written twice: the later row wins.
+
+    `on_mark` gets every price that is newer than the one before: stops and targets are watched there.
     """
 
-    def __init__(self, add_row: Callable[[PremiumIndexRow], None]) -> None:
+    def __init__(
+        self, add_row: Callable[[PremiumIndexRow], None], on_mark: Callable[[MarkPrice], None] | None = None
+    ) -> None:
         self.latest: dict[str, MarkPrice] = {}
         self._samples: dict[str, int] = {}
         self._add_row = add_row
+        self._on_mark = on_mark
 
     def handle(self, mark: MarkPrice) -> None:
         known = self.latest.get(mark.symbol)
@@ -34,6 +39,8 @@ class MarkPriceHandler:
         else:
             self._samples[mark.symbol] += 1
         self.latest[mark.symbol] = mark
+        if self._on_mark is not None:
+            self._on_mark(mark)
 
     def flush(self) -> None:
         """Add the rows of the minutes in progress."""

@@ -1,0 +1,178 @@
+"""`perpline doctor` against the simulated account: what it finds, what it says to do, and that it stores it."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from perpline.bootstrap import open_store
+from perpline.cli.doctor import Check, _untradable, examine
+from perpline.common.config import Settings, load_settings
+from perpline.domain.instrument import Instrument
+from perpline.exchange.binance.credentials import make_credentials
+from perpline.exchange.binance.rest import BinanceRest
+from perpline.exchange.binance.weight import WeightLedger
+from perpline.simulation.faults import Faults
+from perpline.simulation.server import SimulatedExchange
+from perpline.trading.mode import last_examination
+from running import command
+
+SECRET = "doctor-secret-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ:
+        if name.startswith(("PERPLINE_", "XDG_")) or name == "CREDENTIALS_DIRECTORY":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "dumb")
+
+
+def settings(simulated: SimulatedExchange, folder: Path, **changes: object) -> Settings:
+    values: dict[str, object] = {
+        "network": "custom",
+        "binance_futures_ws_url": simulated.ws_url,
+        "binance_futures_rest_url": simulated.http_url,
+        "symbols": ("BTCUSDT", "ETHUSDT"),
+        "data_dir": folder,
+        "size_usdt": 1000.0,
+        "binance_api_key": "doctor-key",
+        "binance_api_secret": SECRET,
+        **changes,
+    }
+    return load_settings(None, {"HOME": "/home/someone"}, values)
+
+
+def simulated(**account: object) -> SimulatedExchange:
+    exchange = SimulatedExchange(seed=5, symbols=2, faults=Faults(seed=5))
+    exchange.private.add_account("doctor-key", secret=SECRET, **account)
+    return exchange
+
+
+def states(checks: list[Check]) -> dict[str, str]:
+    return {check.name: check.state for check in checks}
+
+
+async def test_an_account_that_is_ready_passes_and_the_result_is_stored(tmp_path: Path) -> None:
+    async with simulated() as exchange:
+        chosen = settings(exchange, tmp_path)
+        checks = await examine(chosen, random.Random(1))
+        assert states(checks) == {
+            "keys": "ok",
+            "addresses": "ok",
+            "clock": "ok",
+            "symbols": "ok",
+            "permissions": "ok",
+            "position mode": "ok",
+            "margin mode": "ok",
+            "account": "ok",
+            "user stream": "ok",
+            "order socket": "ok",
+        }
+        assert f"{exchange.ws_url}/private/ws" in checks[1].found
+        assert f"{exchange.ws_url}/ws-fapi/v1" in checks[1].found
+        truth = exchange.private.truth("doctor-key")
+        assert truth["orders"] == []
+
+    store = open_store(chosen.database_url.get_secret_value(), read_only=True)
+    await store.open()
+    found = await last_examination(store, make_credentials("doctor-key", SECRET, "here").fingerprint)
+    await store.close()
+    assert found is not None
+    assert found.passed
+    assert json.loads(found.result)["passed"] is True
+    for secret in ("doctor-key", SECRET):
+        assert secret not in found.result
+
+
+@pytest.mark.parametrize(
+    ("account", "name"), [({"can_withdraw": True}, "permissions"), ({"can_trade": False}, "permissions")]
+)
+async def test_a_key_with_too_many_or_too_few_rights_fails(
+    tmp_path: Path, account: dict[str, object], name: str
+) -> None:
+    async with simulated(**account) as exchange:
+        checks = await examine(settings(exchange, tmp_path), random.Random(1))
+    found = states(checks)
+    assert found[name] == "failed"
+    assert found["order socket"] == "not checked"
+
+
+async def test_hedge_mode_is_refused_and_the_newest_result_counts(tmp_path: Path) -> None:
+    async with simulated() as exchange:
+        chosen = settings(exchange, tmp_path, order_transport="rest")
+        assert not [check for check in await examine(chosen, random.Random(1)) if check.state == "failed"]
+        exchange.private.engine.accounts["doctor-key"].is_hedged = True
+        checks = await examine(chosen, random.Random(1))
+    (failed,) = [check for check in checks if check.state == "failed"]
+    assert (failed.name, "one-way" in failed.advice) == ("position mode", True)
+    assert states(checks)["order socket"] == "not checked"
+
+    store = open_store(chosen.database_url.get_secret_value(), read_only=True)
+    await store.open()
+    found = await last_examination(store, make_credentials("doctor-key", SECRET, "here").fingerprint)
+    await store.close()
+    assert found is not None
+    assert not found.passed
+
+
+async def test_a_wrong_secret_says_what_to_do_and_never_the_secret(tmp_path: Path) -> None:
+    async with simulated() as exchange:
+        checks = await examine(settings(exchange, tmp_path, binance_api_secret="other-secret-98765"), random.Random(1))
+    failed = next(check for check in checks if check.state == "failed")
+    assert (failed.name, "does not belong" in failed.advice) == ("permissions", True)
+    assert "other-secret" not in repr(checks)
+
+
+async def test_without_keys_the_rest_is_looked_at_all_the_same(tmp_path: Path) -> None:
+    async with simulated() as exchange:
+        chosen = settings(exchange, tmp_path, binance_api_key="", binance_api_secret="")
+        checks = await examine(chosen, random.Random(1))
+    assert states(checks) == {"keys": "failed", "addresses": "ok", "clock": "ok", "symbols": "ok"}
+
+
+async def test_positions_too_small_for_every_symbol_are_found_before_the_first_order(tmp_path: Path) -> None:
+    async with simulated() as exchange:
+        checks = await examine(settings(exchange, tmp_path, size_usdt=0.5), random.Random(1))
+        ledger = WeightLedger(exchange.clock)
+        rest = BinanceRest(exchange.http_url, exchange.clock, ledger)
+        instruments: list[Instrument] = await rest.instruments()
+        await rest.close()
+    assert states(checks)["symbols"] == "failed"
+    assert "0.5" in _untradable(instruments[0], 1.0, 0.5)
+    assert _untradable(instruments[0], 1.0, 1e6) == ""
+    assert "no mark price" in _untradable(instruments[0], None, 1e6)
+
+
+def test_the_command_prints_every_check_and_exits_with_1_where_one_failed() -> None:
+    words = ("--ws-url", "ws://127.0.0.1:9", "--rest-url", "http://127.0.0.1:9", "--symbols", "BTCUSDT")
+    done = command("doctor", *words)
+    assert done.code == 1
+    assert "there is no API key" in done.out
+    assert "→ set api_key_file" in done.out
+    assert "ws://127.0.0.1:9/private/ws" in done.out
+    assert done.error_line.startswith("perpline: not ready for live trading: keys, ")
+
+    told = json.loads(command("doctor", *words, "--json").out.splitlines()[-1])
+    assert told["passed"] is False
+    assert told["checks"][0] == {
+        "name": "keys",
+        "state": "failed",
+        "found": "there is no API key",
+        "advice": "set api_key_file (docs/trading.md, Keys)",
+    }
+
+
+def test_a_key_file_that_others_can_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "key"
+    path.write_text("doctor-key\ndoctor-secret\n")
+    path.chmod(0o644)
+    monkeypatch.setenv("PERPLINE_API_KEY_FILE", str(path))
+    done = command("doctor", "--ws-url", "ws://127.0.0.1:9", "--rest-url", "http://127.0.0.1:9")
+    assert "chmod 600" in done.out
+    assert "doctor-secret" not in done.out + done.err
