@@ -1,6 +1,7 @@
 """What every store promises (perpline.storage.store.Store)."""
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -20,7 +21,7 @@ from msgspec.structs import astuple, replace
 from perpline.common.errors import NeedsPerson
 from perpline.domain.candle import Candle
 from perpline.domain.signal import Decision, Message, Prediction, Status, signal_id
-from perpline.storage.store import TABLES, Deployment, ModelRow, Row, Store, candle_row
+from perpline.storage.store import LOGICAL, TABLES, TRADING_TABLES, Deployment, ModelRow, Row, Store, candle_row
 from running import eventually
 
 MINUTE = 60_000
@@ -145,6 +146,29 @@ async def test_the_newest_row_wins_where_the_table_says_so_and_the_first_elsewhe
     stored = database.rows(f"SELECT {columns} FROM {table.name}")
     assert stored == [versions[2] if table.newest_wins else versions[0]]
     assert written == ([1, 0, 1, 0] if table.newest_wins else [1, 0, 0, 0])
+
+
+async def test_a_row_gets_what_it_lacks_and_keeps_what_it_has(store: Store, database: Database) -> None:
+    def row(n: int, close: float, *told: float | None) -> Row:
+        columns = ("quote_volume", "trades", "taker_buy_volume", "taker_buy_quote_volume")
+        whole = dict(zip(TABLES["candles_1m"].columns, candle_row(candle("AUSDT", T0 + n * DAY, close)), strict=True))
+        return tuple({**whole, **dict(zip(columns, told, strict=False))}.values())
+
+    await store.add_rows(
+        "candles_1m", [row(0, 1.5), row(1, 1.5, None, None, None, None), row(2, 1.5, None, 3, 4.0, None)]
+    )
+    told = [row(n, 2.5, 7.0, 8, 9.0, math.nan) for n in range(4)]
+
+    assert await store.complete_rows("candles_1m", told) == 2
+    assert await store.complete_rows("candles_1m", told) == 0
+    assert await store.complete_rows("candles_1m", []) == 0
+
+    names = "close, quote_volume, trades, taker_buy_volume, taker_buy_quote_volume"
+    assert database.rows(f"SELECT {names} FROM candles_1m ORDER BY open_time") == [
+        (1.5, 1e12, 7, 0.0, 5e-324),
+        (1.5, 7.0, 8, 9.0, None),
+        (1.5, 7.0, 3, 4.0, None),
+    ]
 
 
 @in_a_used_database
@@ -548,8 +572,8 @@ async def test_row_counts_name_every_table_but_the_bookkeeping(store: Store) -> 
 
     counts = await store.row_counts()
 
-    others = {"signals", "predictions", "outbox", "gaps", "models", "deployments", "signal_outcomes", "modes"}
-    assert counts.keys() == TABLES.keys() | others
+    others = {"signals", "predictions", "outbox", "gaps", "models", "deployments", "signal_outcomes"}
+    assert counts.keys() == TABLES.keys() | TRADING_TABLES.keys() | others
     assert {name: n for name, n in counts.items() if n} == {"signals": 2, "predictions": 2, "outbox": 2}
 
 
@@ -597,7 +621,8 @@ async def test_a_backup_holds_everything_and_can_be_restored_into_either_kind_of
     await restored.restore(tmp_path / "backup.db")
 
     for table, count_ in (await restored.row_counts()).items():
-        query = f"SELECT * FROM {table} ORDER BY " + ("id" if table in WITH_ID else "1, 2, 3, 4")
+        keys = TRADING_TABLES[table].key if table in TRADING_TABLES else ("1", "2", "3", "4")
+        query = f"SELECT * FROM {table} ORDER BY " + ("id" if table in WITH_ID else ", ".join(keys))
         before = "" if table not in ("signals", "predictions", "outbox") else f"WHERE close_time <= {T0 + MINUTE} "
         expected = database.rows(query.replace("ORDER", f"{before}ORDER"))
         assert other_database.rows(query) == expected
@@ -675,7 +700,7 @@ async def test_a_backup_taken_while_others_write_is_of_one_instant(database: Dat
     assert 0 < counts[0] < counts[1] < counts[2]
 
 
-WITH_ID = ("outbox", "gaps", "deployments", "modes")
+WITH_ID = ("outbox", "gaps", "deployments", "modes", "refusals", "reconciliations", "doctors")
 
 
 async def filled(database: Database) -> Store:
@@ -693,10 +718,30 @@ async def filled(database: Database) -> Store:
         "INSERT INTO models VALUES ('m1', 'champion', 5, '{}')",
         "INSERT INTO deployments VALUES (1, 'champion', 'm1', 5, 'me')",
         "INSERT INTO signal_outcomes VALUES ('s1', 'tp', 5, 0.5, 0.25, 0.125)",
-        "INSERT INTO modes (mode, changed_at, \"by\", reason) VALUES ('paper', 5, 'me', 'to see')",
     ):
         database.do(statement)
+    await store.commit_trading(
+        {name: [example_trading_row(table.columns, n) for n in range(3)] for name, table in TRADING_TABLES.items()}
+    )
     return store
+
+
+def example_trading_row(columns: Sequence[str], n: int) -> Row:
+    """Values that fit the columns of a table of trading, all made from n."""
+    chosen = {"mode": "paper", "positions": "keep", "side": f"side{n}", "difference_bps": n + 0.5}
+    whole = {"trade_id", "order_id", "child_order_id", "income_id", "minute", "at", "deadline", "until", "fencing"}
+    whole |= {"value", "naked_ms"}
+
+    def value(column: str) -> Any:
+        if column in LOGICAL:
+            return n % 2 == 1
+        if column == "side" and "naked_ms" in columns:
+            return 1
+        if column in chosen:
+            return chosen[column]
+        return n if column in whole or column.endswith("_at") else f"{column}{n}"
+
+    return tuple(value(column) for column in columns)
 
 
 WRITER = """

@@ -38,3 +38,13 @@ def gross_return(side: int, entry: float, exit: float) -> float:
 def net_return(side: int, entry: float, exit: float, fee_bp: float, funding: float) -> float:
     """Log return after a fee for each side and funding (a share of the entry price); slippage is in the fills."""
     return side * math.log(exit / entry) - 2.0 * fee_bp / 10_000.0 - funding
+
+
+def isolated_liquidation(side: int, entry: float, leverage: float, maintenance_pct: float) -> float:
+    """The mark price at which a position with isolated margin is liquidated: where its margin, entry / leverage for
+    each unit, less its loss is down to `maintenance_pct` of the value at the mark. 0 for a long that cannot be.
+
+    Of the lowest bracket, without fees and funding paid from the margin; the exchange's own figure, where there is
+    one, is the truth.
+    """
+    return max(entry * (1.0 - side / leverage) / (1.0 - side * maintenance_pct / 100.0), 0.0)

@@ -1,6 +1,7 @@
 """What the exchange tells about the market, one type for each kind of news. Each carries two times: the exchange's
 (`updated_at` or `event_time`) and ours (`received_at`, stamped where the bytes arrived)."""
 
+import math
 from typing import Literal
 
 from msgspec import Struct
@@ -51,10 +52,10 @@ def slippage_estimate(book: BookTicker, side: Side, quantity: float) -> Slippage
     An estimate: only the best level is known. Up to the quoted quantity the order fills at the touch. What goes beyond
     it is assumed to meet further levels of the same quantity, each half a spread deeper than the one before, which is
     a plain guess at the unseen book; `trading` calibrates it against real fills. Raises ValueError for a quantity that
-    is not positive.
+    is not positive or not finite.
     """
-    if not quantity > 0:
-        raise ValueError(f"quantity must be positive, not {quantity}")
+    if not 0 < quantity < math.inf:
+        raise ValueError(f"quantity must be positive and finite, not {quantity}")
     touch, quoted = (book.ask, book.ask_qty) if side == "buy" else (book.bid, book.bid_qty)
     # With nothing quoted there is no size to measure against: the whole order counts as one level beyond the touch.
     levels = quantity / quoted if quoted > 0 else 2.0

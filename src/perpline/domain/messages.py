@@ -128,18 +128,63 @@ class Close(CloseDraft, frozen=True, kw_only=True):
     t_pub_us: PublishedUs
 
 
-class Position(Struct, frozen=True, kw_only=True):
-    """A position was closed. Channel sig.position. Not sent yet: it comes with trading."""
+class PositionDraft(Struct, frozen=True, kw_only=True):
+    """What happened to a position as the engine writes it; the publisher adds `t_pub_us`."""
 
     v: Version = 1
     type: Literal["position"] = "position"
-    id: SignalId
+    id: Annotated[str, Meta(max_length=64, description="The id of the signal that opened it; empty for none.")]
+    pos: Annotated[str, Meta(max_length=64, description="The position's own id, unique within its account.")]
+    account: Annotated[str, Meta(description="paper or live.")]
     sym: Symbol
-    event: Annotated[str, Meta(description="What closed it: tp, sl or timeout.")]
-    T: TimeMs
-    mark: Price | None
-    fill: Price | None
-    ret_net_bp: Annotated[float | None, Meta(description="Return after costs, basis points.")]
+    side: Side
+    event: Annotated[
+        str,
+        Meta(
+            description="opened; protected: the exchange confirmed its stop; or what closed it: tp, sl, trailing, "
+            "timeout, flatten, exchange_stop, liquidation, adl, settlement, manual, reconcile. Others may be added; it "
+            "is closed when qty is 0."
+        ),
+    ]
+    T: Annotated[TimeMs, Meta(description="When it happened, milliseconds UTC of the exchange's time.")]
+    qty: Annotated[Price, Meta(description="What is open after it, base units, decimal text.")]
+    entry: Annotated[Price | None, Meta(description="Average price of entry.")] = None
+    fill: Annotated[Price | None, Meta(description="Average price of exit.")] = None
+    mark: Annotated[Price | None, Meta(description="The mark price that made it happen.")] = None
+    tp: Annotated[Price | None, Meta(description="Target.")] = None
+    sl: Annotated[Price | None, Meta(description="Our stop; the one that rests at the exchange is wider.")] = None
+    pnl: Annotated[Price, Meta(description="Realised so far, USDT, before fees and funding.")] = "0"
+    fees: Annotated[Price, Meta(description="Paid so far, USDT, positive.")] = "0"
+    funding: Annotated[Price, Meta(description="Got so far, USDT; negative when it was paid.")] = "0"
+    ret_net_bp: Annotated[
+        float | None, Meta(description="Return after costs on the entry's notional, basis points; null until closed.")
+    ] = None
+
+
+class Position(PositionDraft, frozen=True, kw_only=True):
+    """A position was opened, protected or closed. Channel sig.position; the table `positions` holds it."""
+
+    t_pub_us: PublishedUs
+
+
+class ModeDraft(Struct, frozen=True, kw_only=True):
+    """A change of the trading mode as it is stored; the publisher adds `t_pub_us`."""
+
+    v: Version = 1
+    type: Literal["mode"] = "mode"
+    sym: Annotated[str, Meta(max_length=64, description="The symbol it is about; empty: all of them.")]
+    mode: Annotated[str, Meta(description="off, paper or live: where new positions are opened from now on.")]
+    prev: Annotated[str, Meta(description="The mode before.")]
+    positions: Annotated[str, Meta(description="What becomes of open positions: keep, protect or flatten.")]
+    T: Annotated[TimeMs, Meta(description="When it was changed, milliseconds UTC.")]
+    until: Annotated[TimeMs | None, Meta(description="When the mode ends and becomes off; null for never.")] = None
+    by: Annotated[str, Meta(description="Who changed it.")]
+    reason: str
+
+
+class Mode(ModeDraft, frozen=True, kw_only=True):
+    """Somebody changed the trading mode. Channel sig.mode; the table `modes` holds it."""
+
     t_pub_us: PublishedUs
 
 
@@ -160,7 +205,13 @@ class Model(ModelDraft, frozen=True, kw_only=True):
     t_pub_us: PublishedUs
 
 
-MESSAGES: dict[str, type[Struct]] = {"signal": Signal, "close": Close, "position": Position, "model": Model}
+MESSAGES: dict[str, type[Struct]] = {
+    "signal": Signal,
+    "close": Close,
+    "position": Position,
+    "mode": Mode,
+    "model": Model,
+}
 """Each message by its `type`, which is also the outbox's `kind`."""
 
 

@@ -35,6 +35,7 @@ from perpline.storage.migrate import migrate_postgresql, migrations
 from perpline.storage.sql import named_queries, sql_folder
 from perpline.storage.store import (
     TABLES,
+    TRADING_TABLES,
     Columns,
     Committed,
     Deployment,
@@ -43,11 +44,15 @@ from perpline.storage.store import (
     ModelRow,
     Row,
     Table,
+    TradingTable,
     column_array,
     joined,
+    kept_rows,
     minute_key,
+    on_trading_conflict,
     outbox_payload,
     stored_candle,
+    trading_query,
 )
 
 OLDEST_POSTGRES = 13
@@ -124,6 +129,13 @@ class PostgresStore:
             stored += await self._rows.run(self._add_rows, TABLES[table], part)
         self._make_next_day(table)
         return stored
+
+    async def complete_rows(self, table: str, rows: Sequence[Row]) -> int:
+        completed = 0
+        for start in range(0, len(rows), TRANSACTION_ROWS):
+            part = rows[start : start + TRANSACTION_ROWS]
+            completed += await self._rows.run(self._complete_rows, TABLES[table], part)
+        return completed
 
     async def candles(self, interval: str, symbol: str, start: int, end: int) -> list[Candle]:
         query = f"SELECT {_CANDLE} FROM candles_{interval} WHERE symbol = $1 AND open_time >= $2 AND open_time < $3"
@@ -216,6 +228,35 @@ class PostgresStore:
     async def deployments(self) -> list[Deployment]:
         return [Deployment(**dict(row)) for row in await self._reads.run(_fetch, self._queries["deployments"])]
 
+    async def commit_trading(
+        self, rows: Mapping[str, Sequence[Row]], messages: Sequence[Message] = ()
+    ) -> list[Message]:
+        parts = [(TRADING_TABLES[name], some) for name, some in rows.items() if some]
+        return await self._decisions.run(self._commit_trading, parts, messages)
+
+    async def trading_rows(
+        self,
+        table: str,
+        only: Mapping[str, str | int | None] | None = None,
+        *,
+        since: int | None = None,
+        limit: int | None = None,
+    ) -> list[Row]:
+        query, values = trading_query(TRADING_TABLES[table], only or {}, since, limit, "${}")
+        rows = [tuple(row) for row in await self._reads.run(_fetch, query, *values)]
+        return rows if limit is None else rows[::-1]
+
+    async def next_number(self, name: str) -> int:
+        [row] = await self._decisions.run(_fetch, self._queries["next_number"], name)
+        return int(row["value"])
+
+    async def take_lease(self, name: str, owner: str, now: int, until: int) -> int | None:
+        rows = await self._decisions.run(_fetch, self._queries["take_lease"], name, owner, now, until)
+        return int(rows[0]["fencing"]) if rows else None
+
+    async def drop_lease(self, name: str, owner: str) -> None:
+        await self._decisions.run(_execute, self._queries["drop_lease"], name, owner)
+
     async def row_counts(self) -> dict[str, int]:
         columns = await self._reads.run(_fetch, self._queries["columns"])
         tables = sorted({table for table, _, _ in columns} - BOOKKEEPING)
@@ -301,14 +342,36 @@ class PostgresStore:
         if table.name in self._days:
             time = columns.index(self._days[table.name].column)
             await self._make_days(connection, table.name, {row[time] for row in rows})
-        arriving = f"arriving_{table.name}"
-        await connection.execute(
-            f'CREATE TEMPORARY TABLE IF NOT EXISTS "{arriving}" (LIKE "{table.name}") ON COMMIT DELETE ROWS'
-        )
+        arriving = await self._arriving(connection, table)
         async with _transaction(connection):
             await self._copy(connection, arriving, columns, map(_without_nan, rows))
             answer = await connection.execute(self._insert_arrived(table, arriving))
             return int(answer.split()[-1])
+
+    async def _complete_rows(self, connection: Connection, table: Table, rows: Sequence[Row]) -> int:
+        filled = ", ".join(f'"{name}" = coalesce(stored."{name}", told."{name}")' for name in table.may_lack)
+        same = " AND ".join(f'stored."{name}" = told."{name}"' for name in table.key)
+        lacking = " OR ".join(f'(stored."{name}" IS NULL AND told."{name}" IS NOT NULL)' for name in table.may_lack)
+        times = [row[table.columns.index(table.time)] for row in rows]
+        arriving = await self._arriving(connection, table)
+        async with _transaction(connection):
+            await self._copy(connection, arriving, table.columns, map(_without_nan, rows))
+            answer = await connection.execute(
+                f'UPDATE "{table.name}" AS stored SET {filled} FROM pg_temp."{arriving}" AS told '
+                # The bounds leave out the partitions of other days.
+                f'WHERE {same} AND ({lacking}) AND stored."{table.time}" BETWEEN $1 AND $2',
+                min(times),
+                max(times),
+            )
+            return int(answer.split()[-1])
+
+    async def _arriving(self, connection: Connection, table: Table) -> str:
+        """The name of the empty table of this connection through which rows come by COPY."""
+        name = f"arriving_{table.name}"
+        await connection.execute(
+            f'CREATE TEMPORARY TABLE IF NOT EXISTS "{name}" (LIKE "{table.name}") ON COMMIT DELETE ROWS'
+        )
+        return name
 
     def _insert_arrived(self, table: Table, arriving: str) -> str:
         """Of rows with one key the newest, or else the first, and those sorted by key.
@@ -333,6 +396,24 @@ class PostgresStore:
             for model_id, status in statuses.items():
                 await connection.execute(self._queries["set_model_status"], status, model_id)
             return int(added["id"])
+
+    # ---- trading ----
+
+    async def _commit_trading(
+        self,
+        connection: Connection,
+        parts: Sequence[tuple[TradingTable, Sequence[Row]]],
+        messages: Sequence[Message],
+    ) -> list[Message]:
+        async with _transaction(connection):
+            for table, rows in parts:
+                kept = [_without_nan(row) for row in kept_rows(table, rows)]
+                await self._insert(connection, table.name, table.columns, kept, on_trading_conflict(table))
+            ids = await connection.fetchval(self._queries["outbox_ids"], len(messages)) if messages else []
+            numbered = [replace(one, id=number) for one, number in zip(messages, ids, strict=True)]
+            if numbered:
+                await self._insert(connection, "outbox", _MESSAGE, list(map(astuple, numbered)), "")
+        return numbered
 
     # ---- decisions ----
 

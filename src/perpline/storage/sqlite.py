@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 
 import apsw
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from perpline.common.errors import NeedsPerson, Unavailable
 from perpline.domain.candle import Candle
@@ -35,7 +35,9 @@ from perpline.storage.archive import Archive, columns_by_table, finish, unfinish
 from perpline.storage.migrate import migrate, migrations
 from perpline.storage.sql import named_queries
 from perpline.storage.store import (
+    LOGICAL,
     TABLES,
+    TRADING_TABLES,
     Columns,
     Committed,
     Deployment,
@@ -44,11 +46,15 @@ from perpline.storage.store import (
     ModelRow,
     Row,
     Table,
+    TradingTable,
     column_array,
     joined,
+    kept_rows,
     minute_key,
+    on_trading_conflict,
     outbox_payload,
     stored_candle,
+    trading_query,
 )
 
 OLDEST_SQLITE = (3, 53, 0)
@@ -143,6 +149,16 @@ class SqliteStore:
                     await self._move_log()
             return stored
 
+    async def complete_rows(self, table: str, rows: Sequence[Row]) -> int:
+        async with self._bulk:
+            completed = 0
+            for start in range(0, len(rows), TRANSACTION_ROWS):
+                part = rows[start : start + TRANSACTION_ROWS]
+                completed += await self._write.run(_complete_rows, TABLES[table], part)
+                if self._wal_pages >= CHECKPOINT_PAGES:
+                    await self._move_log()
+            return completed
+
     async def candles(self, interval: str, symbol: str, start: int, end: int) -> list[Candle]:
         where = "symbol = ? AND open_time >= ? AND open_time < ? ORDER BY open_time"
         return await self._read.run(_candles, interval, where, (symbol, start, end))
@@ -171,8 +187,7 @@ class SqliteStore:
         t_commit: int,
     ) -> Committed:
         committed = await self._write.run(_commit_decisions, self._queries, decisions, predictions, messages, t_commit)
-        if self._wal_pages >= CHECKPOINT_PAGES and (self._checkpointing is None or self._checkpointing.done()):
-            self._checkpointing = asyncio.create_task(self._move_log(), name="sqlite checkpoint")
+        self._move_log_if_long()
         return committed
 
     async def last_decided(self, slot: str) -> dict[str, int]:
@@ -225,6 +240,42 @@ class SqliteStore:
         rows = await self._read.run(_fetch, self._queries["deployments"], ())
         return [Deployment(**dict(zip(Deployment.__struct_fields__, row, strict=True))) for row in rows]
 
+    async def commit_trading(
+        self, rows: Mapping[str, Sequence[Row]], messages: Sequence[Message] = ()
+    ) -> list[Message]:
+        parts = [(TRADING_TABLES[name], some) for name, some in rows.items() if some]
+        stored = await self._write.run(_commit_trading, parts, messages)
+        self._move_log_if_long()
+        return stored
+
+    async def trading_rows(
+        self,
+        table: str,
+        only: Mapping[str, str | int | None] | None = None,
+        *,
+        since: int | None = None,
+        limit: int | None = None,
+    ) -> list[Row]:
+        query, values = trading_query(TRADING_TABLES[table], only or {}, since, limit, "?{}")
+        rows = await self._read.run(_fetch, query, tuple(values))
+        logical = [place for place, column in enumerate(TRADING_TABLES[table].columns) if column in LOGICAL]
+        if logical:
+            rows = [
+                tuple(bool(value) if place in logical else value for place, value in enumerate(row)) for row in rows
+            ]
+        return rows if limit is None else rows[::-1]
+
+    async def next_number(self, name: str) -> int:
+        [[number]] = await self._write.run(_fetch, self._queries["next_number"], (name,))
+        return int(number)
+
+    async def take_lease(self, name: str, owner: str, now: int, until: int) -> int | None:
+        rows = await self._write.run(_fetch, self._queries["take_lease"], (name, owner, now, until))
+        return int(rows[0][0]) if rows else None
+
+    async def drop_lease(self, name: str, owner: str) -> None:
+        await self._write.run(_fetch, self._queries["drop_lease"], (name, owner))
+
     async def row_counts(self) -> dict[str, int]:
         return await self._read.run(_row_counts, self._queries)
 
@@ -248,6 +299,10 @@ class SqliteStore:
         if any((await self.row_counts()).values()):
             raise NeedsPerson(f"{self.path} holds rows already: name a new database to restore into")
         await self._write.run(_restore, path)
+
+    def _move_log_if_long(self) -> None:
+        if self._wal_pages >= CHECKPOINT_PAGES and (self._checkpointing is None or self._checkpointing.done()):
+            self._checkpointing = asyncio.create_task(self._move_log(), name="sqlite checkpoint")
 
     async def _move_log(self) -> None:
         """Checkpoint: the log into the database. PASSIVE, so that neither a decision nor a reader ever waits for it."""
@@ -379,6 +434,20 @@ def _add_rows(connection: apsw.Connection, table: Table, rows: Sequence[Row]) ->
         return connection.total_changes() - before
 
 
+def _complete_rows(connection: apsw.Connection, table: Table, rows: Sequence[Row]) -> int:
+    used = (*table.key, *table.may_lack)
+    places = [table.columns.index(column) for column in used]
+    numbers = {column: f"?{number}" for number, column in enumerate(used, 1)}
+    filled = ", ".join(f'"{column}" = coalesce("{column}", {numbers[column]})' for column in table.may_lack)
+    key = " AND ".join(f'"{column}" = {numbers[column]}' for column in table.key)
+    lacking = " OR ".join(f'("{column}" IS NULL AND {numbers[column]} IS NOT NULL)' for column in table.may_lack)
+    with _transaction(connection):
+        before = connection.total_changes()
+        update = f'UPDATE "{table.name}" SET {filled} WHERE {key} AND ({lacking})'
+        connection.executemany(update, ([row[place] for place in places] for row in rows))
+        return connection.total_changes() - before
+
+
 def _on_conflict(table: Table) -> str:
     key = ", ".join(f'"{column}"' for column in table.key)
     if not table.newest_wins:
@@ -418,7 +487,7 @@ def _commit_decisions(
             connection,
             "predictions",
             Prediction.__struct_fields__,
-            [msgspec.structs.astuple(prediction) for prediction in predictions if minute_key(prediction) not in lost],
+            [astuple(prediction) for prediction in predictions if minute_key(prediction) not in lost],
             "ON CONFLICT DO NOTHING",
         )
         before = connection.total_changes()
@@ -431,12 +500,27 @@ def _commit_decisions(
         _insert(connection, "outbox", Message.__struct_fields__[1:], rows, "ON CONFLICT DO NOTHING")
         stored = None
         if connection.total_changes() - before == len(sent):
-            # Nobody else writes meanwhile: each row has the number after the one before.
-            ids = count(connection.last_insert_rowid() - len(sent) + 1)
+            ids = _last_ids(connection, len(sent))
             stored = [
                 replace(message, id=next(ids), payload=payload) for message, payload in zip(sent, payloads, strict=True)
             ]
     return Committed(decisions=[decision for decision, _ in new], messages=stored)
+
+
+def _last_ids(connection: apsw.Connection, number: int) -> Iterator[int]:
+    """Of the rows that were just inserted, one after another: nobody else wrote meanwhile, so they have no gaps."""
+    return count(connection.last_insert_rowid() - number + 1)
+
+
+def _commit_trading(
+    connection: apsw.Connection, parts: Sequence[tuple[TradingTable, Sequence[Row]]], messages: Sequence[Message]
+) -> list[Message]:
+    with _transaction(connection):
+        for table, rows in parts:
+            _insert(connection, table.name, table.columns, kept_rows(table, rows), on_trading_conflict(table))
+        _insert(connection, "outbox", Message.__struct_fields__[1:], [astuple(one)[1:] for one in messages], "")
+        ids = _last_ids(connection, len(messages))
+    return [replace(one, id=next(ids)) for one in messages]
 
 
 def _insert_decisions(
@@ -460,7 +544,7 @@ def _insert_decisions(
             seq = last_seq[decision.slot, decision.symbol] + 1
             last_seq[decision.slot, decision.symbol] = seq
             new.append((decision, seq))
-            rows.append((*msgspec.structs.astuple(decision), seq, t_commit))
+            rows.append((*astuple(decision), seq, t_commit))
     _insert(connection, "signals", (*Decision.__struct_fields__, "seq", "t_commit"), rows, "")
     return new
 

@@ -5,8 +5,9 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -70,6 +71,8 @@ class Table(Struct, frozen=True, kw_only=True):
     key: tuple[str, ...]
     newest_wins: str = ""
     """The column whose larger value replaces a row with the same key; empty: the first row stays, whatever follows."""
+    may_lack: tuple[str, ...] = ()
+    """Columns that are empty where a source did not tell them; `complete_rows` fills them."""
 
     @property
     def time(self) -> str:
@@ -77,7 +80,36 @@ class Table(Struct, frozen=True, kw_only=True):
         return next(column for column in self.key if column in _TIMES)
 
 
+class TradingTable(Struct, frozen=True, kw_only=True):
+    """A table of trading. `columns` give the order of a row's values; an `id` is the database's and not among them."""
+
+    name: str
+    columns: tuple[str, ...]
+    key: tuple[str, ...] = ()
+    """Empty: rows are only added, each with the next id."""
+    stays: Literal["last", "first"] = "last"
+    """Which of two rows with one key is kept."""
+    time: str = ""
+    """The column that rows are read in the order of; empty: in that of the key."""
+
+    def row(self, values: Mapping[str, Any]) -> Row:
+        """The values in the order of the columns: Decimals as text, None for what is not named, others left out."""
+        return tuple(
+            format(value, "f") if isinstance(value, Decimal) else value for value in map(values.get, self.columns)
+        )
+
+    def named(self, row: Row) -> dict[str, Any]:
+        """The row's values by column."""
+        return dict(zip(self.columns, row, strict=True))
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """What rows are read in the order of."""
+        return tuple(dict.fromkeys((*((self.time,) if self.time else ()), *(self.key or ("id",)))))
+
+
 _CANDLE = Candle.__struct_fields__[1:-1]
+_UNTOLD = ("quote_volume", "trades", "taker_buy_volume", "taker_buy_quote_volume")
 _TIMES = {"open_time", "minute", "funding_time", "time", "period_end"}
 _TEXTS = {"symbol", "source", "kind", "ratio", "series", "field", "old", "new", "sources"}
 _WHOLE = {"trades", "log_open", "log_high", "log_low", "log_close", "samples", "updates", "revision"}
@@ -87,7 +119,7 @@ TABLES: dict[str, Table] = {
     table.name: table
     for table in (
         *(
-            Table(name=f"candles_{interval}", columns=_CANDLE, key=("symbol", "open_time"))
+            Table(name=f"candles_{interval}", columns=_CANDLE, key=("symbol", "open_time"), may_lack=_UNTOLD)
             for interval in ("1m", "15m", "1h")
         ),
         Table(
@@ -163,6 +195,191 @@ TABLES: dict[str, Table] = {
     )
 }
 """Every table that is written in batches, by name."""
+
+TRADING_TABLES: dict[str, TradingTable] = {
+    table.name: table
+    for table in (
+        TradingTable(
+            # In the order of adding: that of changed_at is another one where two hosts' clocks differ.
+            name="modes",
+            columns=("symbol", "mode", "positions", "changed_at", "by", "reason", "until"),
+        ),
+        TradingTable(
+            name="orders",
+            columns=(
+                "account",
+                "client_id",
+                "position_id",
+                "signal_id",
+                "symbol",
+                "leg",
+                "side",
+                "kind",
+                "reduce_only",
+                "quantity",
+                "price",
+                "trigger_price",
+                "status",
+                "order_id",
+                "child_order_id",
+                "filled",
+                "average_price",
+                "detail",
+                "expected_price",
+                "created_at",
+                "sent_at",
+                "updated_at",
+                "final_at",
+            ),
+            key=("account", "client_id"),
+            time="created_at",
+        ),
+        TradingTable(
+            name="fills",
+            columns=(
+                "account",
+                "symbol",
+                "trade_id",
+                "order_id",
+                "client_id",
+                "position_id",
+                "side",
+                "price",
+                "quantity",
+                "fee",
+                "fee_asset",
+                "realized_pnl",
+                "is_maker",
+                "kind",
+                "traded_at",
+                "received_at",
+            ),
+            key=("account", "symbol", "trade_id"),
+            stays="first",
+            time="traded_at",
+        ),
+        TradingTable(
+            name="positions",
+            columns=(
+                "account",
+                "position_id",
+                "symbol",
+                "side",
+                "status",
+                "quantity",
+                "opened_quantity",
+                "entry_price",
+                "exit_price",
+                "target",
+                "stop",
+                "protective_stop",
+                "deadline",
+                "reference_mark",
+                "best_mark",
+                "signal_id",
+                "origin",
+                "opened_at",
+                "closed_at",
+                "exit_reason",
+                "realized_pnl",
+                "fees",
+                "funding",
+                "naked_ms",
+                "updated_at",
+            ),
+            key=("account", "position_id"),
+            time="opened_at",
+        ),
+        TradingTable(name="refusals", columns=("account", "signal_id", "symbol", "rule", "detail", "at"), time="at"),
+        TradingTable(
+            name="reconciliations",
+            columns=("account", "at", "kind", "symbol", "ours", "theirs", "action"),
+            time="at",
+        ),
+        TradingTable(
+            name="incomes",
+            columns=("account", "kind", "income_id", "symbol", "asset", "amount", "position_id", "at"),
+            key=("account", "kind", "income_id", "symbol"),
+            stays="first",
+            time="at",
+        ),
+        TradingTable(
+            name="twins",
+            columns=("client_id", "symbol", "side", "quantity", "live_price", "paper_price", "difference_bps", "at"),
+            key=("client_id",),
+            time="at",
+        ),
+        TradingTable(
+            name="equity",
+            columns=("account", "minute", "wallet", "unrealized", "equity"),
+            key=("account", "minute"),
+            time="minute",
+        ),
+        TradingTable(name="doctors", columns=("at", "account_hash", "passed", "result"), time="at"),
+        TradingTable(name="counters", columns=("name", "value"), key=("name",)),
+        TradingTable(name="leases", columns=("name", "owner", "until", "fencing"), key=("name",)),
+    )
+}
+"""Every table of trading, by name."""
+
+LOGICAL = frozenset({"reduce_only", "is_maker", "passed"})
+"""Columns of trading that are true or false."""
+
+
+def kept_rows(table: TradingTable, rows: Sequence[Row]) -> list[Row]:
+    """Of rows with one key the one that stays, in the order of first coming.
+
+    Raises ValueError for a row with too many or too few values.
+    """
+    if any(len(row) != len(table.columns) for row in rows):
+        raise ValueError(f"{table.name} has {len(table.columns)} columns")
+    if not table.key:
+        return list(rows)
+    places = [table.columns.index(column) for column in table.key]
+    kept: dict[Row, Row] = {}
+    for row in rows:
+        key = tuple(row[place] for place in places)
+        kept[key] = row if table.stays == "last" else kept.get(key, row)
+    return list(kept.values())
+
+
+def on_trading_conflict(table: TradingTable) -> str:
+    """What an INSERT says about rows with a key that is there, in both dialects."""
+    if not table.key:
+        return ""
+    key = ", ".join(f'"{column}"' for column in table.key)
+    if table.stays == "first":
+        return f"ON CONFLICT ({key}) DO NOTHING"
+    others = ", ".join(f'"{column}" = excluded."{column}"' for column in table.columns if column not in table.key)
+    return f"ON CONFLICT ({key}) DO UPDATE SET {others}"
+
+
+def trading_query(
+    table: TradingTable, only: Mapping[str, str | int | None], since: int | None, limit: int | None, mark: str
+) -> tuple[str, list[str | int]]:
+    """The SELECT of `Store.trading_rows` and its values; `mark` is how a dialect writes the n-th one: "?{}", "${}"."""
+    where, values = [], []
+    for column, wanted in only.items():
+        if column not in table.columns:
+            raise ValueError(f"{table.name} has no column {column!r}")
+        if wanted is None:
+            where.append(f'"{column}" IS NULL')
+        else:
+            values.append(wanted)
+            where.append(f'"{column}" = {mark.format(len(values))}')
+    if since is not None:
+        if not table.time:
+            raise ValueError(f"{table.name} has no times")
+        values.append(since)
+        where.append(f'"{table.time}" >= {mark.format(len(values))}')
+    names = ", ".join(f'"{column}"' for column in table.columns)
+    query = f'SELECT {names} FROM "{table.name}"' + (f" WHERE {' AND '.join(where)}" if where else "")
+    backwards = limit is not None
+    query += " ORDER BY " + ", ".join(f'"{column}"' + (" DESC" if backwards else "") for column in table.order)
+    if limit is not None:
+        values.append(limit)
+        query += f" LIMIT {mark.format(len(values))}"
+    return query, values
 
 
 def column_array(column: str, values: Sequence[Any]) -> NDArray[Any]:
@@ -246,6 +463,11 @@ class Store(Protocol):
         stored some, and all may be written again. Raises ValueError for a row that the table can never hold.
         """
 
+    async def complete_rows(self, table: str, rows: Sequence[Row]) -> int:
+        """Give stored rows what they lack: each empty column of `may_lack` the value that the row of the same key here
+        has. Nothing else of them changes, and none is added. Returns how many got something; in portions as `add_rows`.
+        """
+
     async def candles(self, interval: str, symbol: str, start: int, end: int) -> list[Candle]:
         """Candles with start <= open_time < end, oldest first."""
 
@@ -317,6 +539,42 @@ class Store(Protocol):
 
     async def deployments(self) -> list[Deployment]:
         """All of them, in the order they were added."""
+
+    async def commit_trading(
+        self, rows: Mapping[str, Sequence[Row]], messages: Sequence[Message] = ()
+    ) -> list[Message]:
+        """Store rows of `TRADING_TABLES` and outbox messages in one transaction; returns the messages with their ids.
+
+        Of rows with one key the table says whether the last or the first stays; tables without a key grow. Messages'
+        `id` is assigned here, and their kinds are others than "signal" and "close". Waits for bulk as little as a
+        decision does. All of it or nothing is stored; what raised Unavailable may have been, and is written again:
+        then tables without a key and the outbox may hold it twice. Raises ValueError for a row the table cannot hold.
+        """
+
+    async def trading_rows(
+        self,
+        table: str,
+        only: Mapping[str, str | int | None] | None = None,
+        *,
+        since: int | None = None,
+        limit: int | None = None,
+    ) -> list[Row]:
+        """Rows of one of `TRADING_TABLES` with these values (None: empty), oldest first: by the table's time, then key.
+
+        `since`: only those of this instant and later. `limit`: only so many, the newest ones.
+        """
+
+    async def next_number(self, name: str) -> int:
+        """The next number of the counter `name`, from 1 on; nobody ever gets it again."""
+
+    async def take_lease(self, name: str, owner: str, now: int, until: int) -> int | None:
+        """Take or prolong the lease `name` until `until`; returns its fencing number, None while another holds it.
+
+        The number grows whenever the lease changes hands, and stays while its owner prolongs it.
+        """
+
+    async def drop_lease(self, name: str, owner: str) -> None:
+        """Give the lease back, if this owner still has it."""
 
     async def row_counts(self) -> dict[str, int]:
         """Number of rows by table, all tables of the schema but its own bookkeeping."""

@@ -31,7 +31,7 @@ def test_with_nothing_quoted_the_estimate_lies_beyond_the_touch() -> None:
     assert slippage_estimate(book(ask_qty=0.0), "buy", 0.001).fill_price > 101.0
 
 
-@pytest.mark.parametrize("quantity", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("quantity", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_quantity_that_is_not_positive_is_refused(quantity: float) -> None:
     with pytest.raises(ValueError, match="quantity must be positive"):
         slippage_estimate(book(), "buy", quantity)

@@ -39,6 +39,16 @@ def test_an_older_database_keeps_its_data_and_gets_what_is_missing(connection: a
     assert connection.execute("SELECT x, z FROM a").fetchall() == [(7, None)]
 
 
+def test_a_mode_of_an_older_schema_is_about_every_symbol_and_keeps_positions(connection: apsw.Connection) -> None:
+    migrate(connection, migrations()[:2], "db")
+    connection.execute("INSERT INTO modes (mode, changed_at, \"by\", reason) VALUES ('paper', 5, 'me', 'to see')")
+
+    migrate(connection, migrations(), "db")
+
+    query = 'SELECT symbol, mode, positions, changed_at, "by", reason, until FROM modes'
+    assert connection.execute(query).fetchall() == [("", "paper", "keep", 5, "me", "to see", None)]
+
+
 def test_a_migration_that_fails_leaves_the_database_as_it_was(connection: apsw.Connection) -> None:
     migrate(connection, [FIRST], "db")
     broken = Migration(2, "0002_broken.sql", "CREATE TABLE c (x INTEGER);\nINSERT INTO nowhere VALUES (1);")

@@ -102,3 +102,20 @@ UPDATE models SET status = $1 WHERE model_id = $2;
 
 -- name: deployments
 SELECT id, slot, model_id, effective_from_close_time AS effective_from, "by" FROM deployments ORDER BY id;
+
+-- name: next_number
+INSERT INTO counters (name, value) VALUES ($1, 1) ON CONFLICT (name) DO UPDATE SET value = counters.value + 1
+RETURNING value;
+
+-- name: take_lease
+-- $3 is now: a lease that is over is anybody's.
+INSERT INTO leases (name, owner, until, fencing) VALUES ($1, $2, $4, 1)
+ON CONFLICT (name) DO UPDATE SET
+    owner = excluded.owner, until = excluded.until,
+    fencing = leases.fencing + CASE WHEN leases.owner = excluded.owner THEN 0 ELSE 1 END
+WHERE leases.owner = excluded.owner OR leases.until <= $3
+RETURNING fencing;
+
+-- name: drop_lease
+-- The row stays, so that its number goes on growing.
+UPDATE leases SET owner = '', until = 0 WHERE name = $1 AND owner = $2;
