@@ -1,5 +1,6 @@
 """The one place where parts are made and joined. Everything else gets what it needs handed in."""
 
+import asyncio
 import os
 import random
 import secrets
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from perpline.accounts import Accounts
 from perpline.bus.bus import Bus
 from perpline.bus.memory import MemoryBus
 from perpline.collector.buffer import Buffer
@@ -23,12 +25,14 @@ from perpline.collector.rest_feed import RestFeed
 from perpline.collector.rest_poller import RestPoller
 from perpline.common.clock import Clock, SystemClock
 from perpline.common.config import Settings
-from perpline.common.errors import Malformed, NeedsPerson, Refused, Unavailable
+from perpline.common.errors import Malformed, NeedsPerson, RateLimited, Refused, Unavailable
 from perpline.domain.candle import INTERVAL_MS, MINUTE_MS, Candle, KlineUpdate, last_boundary
 from perpline.domain.instrument import Instrument
 from perpline.domain.market import BookTicker, MarkPrice
+from perpline.domain.signal import Decision
 from perpline.exchange.binance import endpoints
 from perpline.exchange.binance.budget import SharedText
+from perpline.exchange.binance.credentials import load_credentials
 from perpline.exchange.binance.decode import (
     FORMING,
     Control,
@@ -52,6 +56,7 @@ from perpline.storage.history import HISTORY_TABLES, symbol_history
 from perpline.storage.shared_text import PostgresText, SqliteText
 from perpline.storage.sqlite import SqliteStore
 from perpline.storage.store import Row, Store, candle_row
+from perpline.trading.trader import TradedMarket
 from perpline.websocket.connection import Connection, Deadlines
 from perpline.websocket.handlers.book_ticker_handler import BookTickerHandler
 from perpline.websocket.handlers.kline_handler import KlineHandler
@@ -71,6 +76,10 @@ LOOK_AT_FIELDS_EVERY = 16
 LEAST_LOOKBACK_MIN = 241
 """Minutes held where no model says how many it needs."""
 
+FIRST_ANSWER_S = 20.0
+"""How long a command that asks much waits for the exchange's very first answer, wall seconds."""
+TELL_EVERY_S = 4.0
+
 CACHED_CANDLES = 96
 """15m and 1h candles loaded for each symbol at the first start: a day and four days."""
 
@@ -84,10 +93,20 @@ def make_data_dir(settings: Settings) -> None:
 
 
 def open_store(url: str, *, read_only: bool = False) -> Store:
-    """The store that a database URL names, not yet opened. Raises NeedsPerson for one that cannot be served."""
+    """The store that a database URL names, not yet opened.
+
+    Raises NeedsPerson for one that cannot be served, and with `read_only` for a file that is not there: who only looks
+    makes none.
+    """
     scheme = url.split("://", 1)[0]
     if scheme == "sqlite":
-        return SqliteStore.from_url(url, read_only=read_only)
+        store = SqliteStore.from_url(url, read_only=read_only)
+        if read_only and not store.path.exists():
+            raise NeedsPerson(
+                f"there is no database yet at {store.path}: perpline run makes one, and so do perpline import, "
+                "backfill and demo --database; --database or database_url names another"
+            )
+        return store
     if scheme == "postgresql":
         try:
             from perpline.storage.postgres import PostgresStore  # an extra, and nobody else shall wait for its import
@@ -154,6 +173,50 @@ async def make_clock(settings: Settings) -> SystemClock:
         await rest.close()
 
 
+async def first_answer(
+    settings: Settings,
+    tell: Callable[[str], None],
+    within_s: float = FIRST_ANSWER_S,
+    tell_every_s: float = TELL_EVERY_S,
+) -> None:
+    """Return once the exchange has answered anything. Raises Unavailable where it has not in time (wall seconds),
+    Refused where something answers that is no exchange.
+
+    `tell` hears now and then what is being waited for. For commands that would try hundreds of requests; a worker ends
+    at once, and is started again by whoever started it.
+    """
+    clock = SystemClock()
+    rest = make_rest(settings, clock, alone=True)
+    url, began_s = settings.binance_futures_rest_url, clock.wall_s()
+    reason = "nothing came"
+
+    async def tell_of_it() -> None:
+        while True:
+            await clock.sleep_wall(tell_every_s)
+            left_s = within_s - (clock.wall_s() - began_s)
+            tell(f"the exchange does not answer at {url} ({reason}): trying for {left_s:.0f} s more")
+
+    telling = asyncio.create_task(tell_of_it(), name="waiting for the exchange")
+    try:
+        async with asyncio.timeout(within_s):
+            while True:
+                try:
+                    await rest.server_time()
+                    return
+                except RateLimited:
+                    return  # an answer; the weight ledger waits until more is allowed
+                except Refused as error:
+                    raise Refused(f"no exchange answers at {url} ({error}): check the address", error.code) from None
+                except (Unavailable, Malformed) as error:
+                    reason = str(error)
+                    await clock.sleep_wall(min(0.5, within_s / 4))
+    except TimeoutError:
+        raise _no_answer(settings, Unavailable(f"{reason}, for {within_s:.0f} s")) from None
+    finally:
+        telling.cancel()
+        await rest.close()
+
+
 async def choose_instruments(settings: Settings, rest: MarketRest) -> dict[str, Instrument]:
     """The instruments to follow, by symbol, in the order named or by volume.
 
@@ -217,6 +280,8 @@ class Parts:
     """None in a replay, which goes on with what it began with."""
     other_tables: Collection[str] = ()
     """The tables beside the candles that the models' features look back on."""
+    accounts: Accounts | None = None
+    """None in a replay, which trades nothing."""
 
     @property
     def symbols(self) -> list[str]:
@@ -248,6 +313,7 @@ async def opened_parts(settings: Settings, rng: random.Random) -> AsyncIterator[
         parts = make_parts(settings, clock, store, bus, instruments, rest, rng, await loader.at_start())
         loader.holds(parts.features.lookback_min, parts.features.cross_section, parts.other_tables)
         parts.loader = loader
+        parts.accounts = make_accounts(parts, rest, rng)
         yield parts, rest
     finally:
         await bus.close()
@@ -294,7 +360,16 @@ def make_parts(
         on_dropped=dropped_rows,
         is_deciding=lambda: engine.is_deciding,
     )
-    marks = MarkPriceHandler(partial(buffer.add, "premium_index"))
+
+    def on_mark_price(mark: MarkPrice) -> None:
+        if parts.accounts is not None:
+            parts.accounts.on_mark_price(mark)
+
+    def on_decided(decisions: list[Decision]) -> None:
+        if parts.accounts is not None:
+            parts.accounts.take_signals(decisions)
+
+    marks = MarkPriceHandler(partial(buffer.add, "premium_index"), on_mark_price)
 
     def streams_of(kind: str) -> dict[str, str]:
         return {endpoints.stream_name(symbol, kind): symbol for symbol in instruments}
@@ -333,6 +408,7 @@ def make_parts(
         decide_within_s=settings.decide_within_s,
         wake_publisher=publisher.wake,
         end_book_minutes=books.end_minutes if "book_minutes" in other_tables else None,
+        on_decided=on_decided,
     )
     klines = KlineHandler(
         add_row=lambda candle: buffer.add(f"candles_{candle.interval}", candle_row(candle)),
@@ -433,6 +509,27 @@ def make_parts(
         other_tables=other_tables,
     )
     return parts
+
+
+def make_accounts(parts: Parts, rest: BinanceRest, rng: random.Random) -> Accounts:
+    """The accounts that trade what the engine decides. Raises NeedsPerson for keys that cannot be used."""
+
+    def levels_pct() -> tuple[float, float]:
+        model = parts.engine.model
+        return (1.0, 1.0) if model is None else (model.rule.tp_pct, model.rule.sl_pct)
+
+    return Accounts(
+        parts.settings,
+        parts.clock,
+        parts.store,
+        rng,
+        market=TradedMarket(parts.marks.latest.get, parts.books.get, parts.instruments.get),
+        wake_publisher=parts.publisher.wake,
+        default_levels_pct=levels_pct,
+        credentials=load_credentials(parts.settings, os.environ),
+        weight=rest.weight,
+        measure_offset=partial(measure_offset, parts.clock, rest),
+    )
 
 
 def _control_answer(answer: Control) -> None:

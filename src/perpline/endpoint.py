@@ -24,10 +24,10 @@ def token_file(data_dir: Path, port: int) -> Path:
 
 
 class Endpoint:
-    """Serves /healthz, /status and /metrics while it is open.
+    """Serves /healthz, /status, /metrics and /control while it is open.
 
     `status()` returns plain JSON values, `trouble()` what is wrong in words (empty: nothing), `metrics()` the text that
-    Prometheus reads.
+    Prometheus reads. `control()` only says that there is something new in the tables: no request changes anything.
     """
 
     def __init__(
@@ -38,12 +38,14 @@ class Endpoint:
         status: Callable[[], dict[str, Any]],
         trouble: Callable[[], list[str]],
         metrics: Callable[[], bytes],
+        control: Callable[[], None] = lambda: None,
     ) -> None:
         self.port = port
         self._data_dir = data_dir
         self._status = status
         self._trouble = trouble
         self._metrics = metrics
+        self._control = control
         self._token = secrets.token_urlsafe(24)
         self._runner: web.AppRunner | None = None
 
@@ -55,6 +57,7 @@ class Endpoint:
                 web.get("/healthz", self._healthz),
                 web.get("/status", self._get_status),
                 web.get("/metrics", self._get_metrics),
+                web.post("/control", self._post_control),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
@@ -117,6 +120,10 @@ class Endpoint:
 
     async def _get_status(self, request: web.Request) -> web.Response:
         return web.json_response(self._status())
+
+    async def _post_control(self, request: web.Request) -> web.Response:
+        self._control()
+        return web.json_response({"ok": True})
 
     async def _get_metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self._metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})

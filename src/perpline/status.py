@@ -1,6 +1,6 @@
 """What a worker says of itself: the facts of /status, the same as Prometheus metrics, and what counts as trouble."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -68,6 +68,7 @@ def parts_status(
             "gaps_noted": parts.ledger.noted,
             "given_up": sum(len(holes) for holes in parts.closed.given_up.values()),
         },
+        "trading": None if parts.accounts is None else parts.accounts.status(),
         "buffers": msgspec.to_builtins(parts.buffer.statistics()),
         "outbox": msgspec.to_builtins(parts.publisher.statistics()),
         "rest": weight.facts(),
@@ -124,8 +125,33 @@ def trouble(parts: Parts, connections: Iterable[Connection], ready: bool) -> lis
         found.append(f"rows wait for the database: {parts.buffer.last_error}")
     if publisher_error := parts.publisher.statistics().last_error:
         found.append(f"messages wait in the outbox: {publisher_error}")
+    if parts.accounts is not None:
+        found += trading_trouble(parts.accounts.status(), parts.settings.naked_alarm_s)
     if parts.router.failed:
         found.append(f"{parts.router.failed} messages met a bug in a handler: see the log")
+    return found
+
+
+def trading_trouble(trading: dict[str, Any], naked_alarm_s: float) -> list[str]:
+    """What is wrong with trading: positions without a stop, events not heard, rows not stored."""
+    found = []
+    for account, each in trading["accounts"].items():
+        naked = [row["symbol"] for row in each["positions"] if row["naked_ms"] > naked_alarm_s * 1000]
+        if naked:
+            found.append(f"{account} positions without a stop at the exchange: {', '.join(naked)}")
+        if each["rows_error"]:
+            found.append(f"{each['unwritten']} rows of the {account} account wait for the database")
+    wants_live = any(row["mode"] == "live" for row in trading["modes"])
+    has_live = bool(trading["accounts"].get("live", {}).get("positions"))
+    if wants_live and not trading["keys"]:
+        found.append("the mode is live and there is no API key")
+    stands_by = "live" in trading["waiting_for_lease"]  # another process trades the account: that one's trouble
+    if (wants_live or has_live) and trading["keys"] and not stands_by:
+        live = trading["live"]
+        if live is None:
+            found.append("the live account has not begun: see the log")
+        elif not live["user_stream"]["live"]:
+            found.append(f"the user data stream is not heard: {live['user_stream']['last_error'] or 'connecting'}")
     return found
 
 
@@ -234,6 +260,7 @@ class _StatusCollector(Collector):
         yield age
         yield from _models(status["models"], status["slot"])
         yield GaugeMetricFamily("perpline_ready", "Whether every stream has delivered", value=float(status["ready"]))
+        yield from trading_metrics(status["trading"])
         yield from parity_metrics(status["parity"])
 
 
@@ -295,6 +322,57 @@ def parity_metrics(found: dict[str, Any] | None) -> Iterable[Metric]:
     ):
         if name in found:
             yield GaugeMetricFamily(f"perpline_parity_{name}", help_text, value=found[name])
+
+
+def trading_metrics(trading: dict[str, Any] | None) -> Iterable[Metric]:
+    """Modes and accounts; nothing where the process does not trade at all (a replay)."""
+    if trading is None:
+        return
+    modes = GaugeMetricFamily(
+        "perpline_trading_mode", "1 for the mode in force, of a symbol or of all", labels=["symbol", "mode"]
+    )
+    for symbol, in_force in ({"": "off"} | {row["symbol"]: row["mode"] for row in trading["modes"]}).items():
+        for mode in ("off", "paper", "live"):
+            modes.add_metric([symbol or "all", mode], float(mode == in_force))
+    yield modes
+    accounts = trading["accounts"]
+
+    def gauge(name: str, help_text: str, values: Mapping[str, float | None]) -> Metric:
+        family = GaugeMetricFamily(f"perpline_{name}", help_text, labels=["account"])
+        for account, value in values.items():
+            if value is not None:
+                family.add_metric([account], value)
+        return family
+
+    for name, help_text, key in (
+        ("equity_usdt", "Wallet and what open positions are worth", "equity"),
+        ("unrealized_pnl_usdt", "What open positions are worth against their entries", "unrealized_pnl"),
+        ("orders_under_way", "Orders whose end is not known yet", "orders_under_way"),
+        ("trading_rows_waiting", "Rows and messages of trading that wait for the database", "unwritten"),
+    ):
+        yield gauge(name, help_text, {account: each[key] for account, each in accounts.items()})
+    positions = {account: float(len(each["positions"])) for account, each in accounts.items()}
+    yield gauge("positions", "Open positions", positions)
+    for name, help_text, key in (
+        ("naked_seconds", "How long a position is without a confirmed stop now, the longest", "naked_ms"),
+        ("naked_longest_seconds", "The longest a position was without one since the start", "naked_ms_longest"),
+    ):
+        yield gauge(name, help_text, {account: each[key] / 1000 for account, each in accounts.items()})
+    blocked = {account: float(bool(each["blocked"])) for account, each in accounts.items()}
+    yield gauge("trading_blocked", "Whether no entries are made at all", blocked)
+    for name, help_text, key in (
+        ("entries", "Entries sent", "entries"),
+        ("exits", "Closing orders sent", "exits"),
+        ("order_refusals", "Signals that were not traded: no order was made, or none taken", "refusals"),
+        ("trading_alarms", "Alarms of trading: each is an error in the log", "alarms"),
+    ):
+        yield _counter(f"perpline_{name}", help_text, "account", {name: each[key] for name, each in accounts.items()})
+    if (live := trading["live"]) is not None:
+        heard = float(live["user_stream"]["live"])
+        yield GaugeMetricFamily("perpline_user_stream_live", "Whether the account's events are heard", value=heard)
+        if live["order_socket"] is not None:
+            ready = float(live["order_socket"])
+            yield GaugeMetricFamily("perpline_order_socket_ready", "Whether orders can go over it", value=ready)
 
 
 def _rest_by_priority(priorities: dict[str, dict[str, Any]]) -> Iterable[Metric]:

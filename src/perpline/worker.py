@@ -61,6 +61,7 @@ class Worker:
             status=self.status,
             trouble=lambda: trouble(parts, connections, self.ready_at is not None),
             metrics=lambda: metrics(self.status()),
+            control=self._control,
         )
         self.ready_at: int | None = None
         """Exchange time when everything had been heard once and the windows were loaded."""
@@ -71,6 +72,11 @@ class Worker:
         self._on_ready = on_ready
         self._clock: Clock = parts.clock
         self._started_s = self._clock.wall_s()
+
+    def _control(self) -> None:
+        """Somebody changed a mode in the tables: look now."""
+        if self.parts.accounts is not None:
+            self.parts.accounts.wake()
 
     def status(self) -> dict[str, Any]:
         return {
@@ -91,7 +97,7 @@ class Worker:
             # A full collection that walks all the code and windows takes 0.2 s, and would fall into some early close.
             gc.collect()
             gc.freeze()
-            loader = parts.loader
+            loader, accounts = parts.loader, parts.accounts
             async with asyncio.TaskGroup() as group:
                 feeding = [
                     *(group.create_task(source(), name=name) for name, source in self.sources),
@@ -101,6 +107,7 @@ class Worker:
                     group.create_task(parts.closed.run(), name="closed candles"),
                     group.create_task(parts.engine.run(), name="engine"),
                     *([group.create_task(loader.run(parts.engine.deploy), name="models")] if loader else []),
+                    *([group.create_task(accounts.run(), name="accounts")] if accounts else []),
                     group.create_task(parts.publisher.run(), name="publisher"),
                     group.create_task(parts.buffer.run(), name="buffer"),
                     group.create_task(parts.ledger.run(), name="ledger"),
@@ -138,6 +145,8 @@ class Worker:
                 await parts.engine.drain()
                 parts.flush_minutes()  # now: what was decided has ended its minute of the book itself
                 await parts.engine.score_aside()
+                if parts.accounts is not None:
+                    await parts.accounts.drain()
                 await parts.publisher.flush()
                 await parts.buffer.flush()
                 await parts.ledger.flush()
@@ -164,6 +173,7 @@ class Worker:
         gc.collect()
         gc.freeze()
         self.ready_at = self._clock.exchange_now_ms()
+        self.parts.engine.measure_from_now()
         self.ready_after_s = round(self._clock.wall_s() - self._started_s, 3)
         log.info("worker_ready", after_s=self.ready_after_s, action="start")
         self._on_ready(

@@ -44,6 +44,9 @@ class Memory:
     async def last(self, slot: str, symbol: str) -> dict[str, str]:
         return self.bus.last(slot, symbol)
 
+    async def position(self, symbol: str) -> dict[str, str]:
+        return self.bus.position(symbol)
+
     async def announced(self) -> list[tuple[str, str]]:
         """What was announced since the last call."""
         await self.bus.publish([message("", 0, kind="mark", slot="")], 0)
@@ -78,6 +81,9 @@ class RedisServer:
 
     async def last(self, slot: str, symbol: str) -> dict[str, str]:
         return await self.client.hgetall(f"last:{slot}:{symbol}")
+
+    async def position(self, symbol: str) -> dict[str, str]:
+        return await self.client.hgetall(f"pos:{symbol}")
 
     async def announced(self) -> list[tuple[str, str]]:
         await self.client.publish("sig.mark", "")
@@ -260,3 +266,71 @@ async def test_publishing_from_two_tasks_at_once_keeps_every_stream_whole(seen: 
     for n in range(7):
         assert len(await seen.stream(slot, f"{slot.upper()}S{n}")) == 20
     assert sorted(payload for _, payload in await seen.announced()) == sorted(one.payload for one in many)
+
+
+def position_news(symbol: str, at: int, event: str, qty: str, account: str = "paper") -> Message:
+    news = {"v": 1, "type": "position", "account": account, "sym": symbol, "event": event, "T": at, "qty": qty}
+    return Message(
+        id=at,
+        kind="position",
+        slot="champion",
+        symbol=symbol,
+        close_time=at,
+        payload=json.dumps(news),
+        valid_until=at + 60_000,
+    )
+
+
+async def test_the_newest_news_of_a_position_are_kept_and_stay_when_it_is_closed(seen: Any, symbol: str) -> None:
+    opened, closed = position_news(symbol, T0, "opened", "2"), position_news(symbol, T0 + 5, "tp", "0")
+
+    await seen.bus.publish([opened], NOW)
+    assert (await seen.position(symbol))["event"] == "opened"
+    await seen.bus.publish([closed, opened], NOW)  # the older one again, as after a crash
+
+    assert await seen.position(symbol) == {
+        "v": "1",
+        "type": "position",
+        "account": "paper",
+        "sym": symbol,
+        "event": "tp",
+        "T": str(T0 + 5),
+        "qty": "0",
+    }
+
+
+async def test_of_two_news_of_one_instant_the_later_is_kept(seen: Any, symbol: str) -> None:
+    await seen.bus.publish([position_news(symbol, T0, event, "2") for event in ("opened", "protected")], NOW)
+
+    assert (await seen.position(symbol))["event"] == "protected"
+
+
+async def test_paper_never_takes_the_place_of_an_open_live_position(seen: Any, symbol: str) -> None:
+    await seen.bus.publish([position_news(symbol, T0, "opened", "2", "live")], NOW)
+    await seen.bus.publish([position_news(symbol, T0 + 1, "opened", "7")], NOW)
+    assert (await seen.position(symbol))["account"] == "live"
+
+    await seen.bus.publish([position_news(symbol, T0 + 2, "sl", "0", "live")], NOW)
+    await seen.bus.publish([position_news(symbol, T0 + 3, "opened", "7")], NOW)
+
+    assert ((await seen.position(symbol))["account"], (await seen.position(symbol))["qty"]) == ("paper", "7")
+
+
+async def test_news_of_a_position_that_are_too_late_to_be_announced_are_kept_all_the_same(
+    seen: Any, symbol: str
+) -> None:
+    late = position_news(symbol, T0, "opened", "2")
+
+    await seen.bus.publish([late], late.valid_until + 1)
+
+    assert (await seen.position(symbol))["event"] == "opened"
+    assert await seen.announced() == []
+
+
+async def test_positions_and_signals_in_one_call_each_find_their_keys(seen: Any, slot: str, symbol: str) -> None:
+    one, news = message(symbol, T0, slot), position_news(symbol, T0, "opened", "2")
+
+    await seen.bus.publish([news, one, position_news(symbol, T0 + 1, "protected", "2")], NOW)
+
+    assert (await seen.last(slot, symbol))["T"] == str(T0)
+    assert (await seen.position(symbol))["event"] == "protected"

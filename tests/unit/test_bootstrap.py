@@ -12,11 +12,19 @@ import pytest
 from msgspec import structs
 
 from modelling import write_model
-from perpline.bootstrap import Parts, choose_instruments, load_windows, make_parts, measure_offset, open_store
+from perpline.bootstrap import (
+    Parts,
+    choose_instruments,
+    first_answer,
+    load_windows,
+    make_parts,
+    measure_offset,
+    open_store,
+)
 from perpline.bus.memory import MemoryBus
 from perpline.common.clock import ManualClock
 from perpline.common.config import Settings, load_settings
-from perpline.common.errors import Malformed, NeedsPerson, Unavailable
+from perpline.common.errors import Malformed, NeedsPerson, Refused, Unavailable
 from perpline.domain.candle import INTERVAL_MS, Candle, KlineUpdate, closed_candle
 from perpline.domain.instrument import Instrument
 from perpline.inference.artefact import load_artefact
@@ -382,3 +390,72 @@ async def test_book_and_forming_candle_can_be_read_whether_every_frame_is_decode
     assert forming is not None
     assert (best.bid, forming.close) == (99.5, 99.5)
     assert made.router.by_kind == {"bookTicker": 1, "kline_1m": 1}
+
+
+# ---- the first answer
+
+
+def at_address(url: str) -> Settings:
+    urls = {"binance_futures_rest_url": url, "binance_futures_ws_url": "ws://127.0.0.1:9"}
+    return load_settings(None, {}, {"network": "custom", **urls})
+
+
+@asynccontextmanager
+async def answering(answer: bytes) -> AsyncIterator[str]:
+    """The address of a server that answers every request with these bytes; with none it keeps silent."""
+
+    serving: set[asyncio.Task[Any] | None] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())
+        with suppress(ConnectionError):
+            while await reader.readline() not in (b"", b"\r\n"):
+                pass
+            if answer:
+                writer.write(answer)
+                await writer.drain()
+            else:
+                await reader.read()
+            writer.close()
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        await asyncio.gather(*filter(None, serving))
+
+
+def http(status: str, body: str) -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return f"{head}Connection: close\r\n\r\n{body}".encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [("200 OK", '{"serverTime": 1790000000000}'), ("418 I'm a teapot", '{"code": -1003, "msg": "banned"}')],
+)
+async def test_whatever_an_exchange_answers_first_is_an_answer(status: str, body: str) -> None:
+    told: list[str] = []
+    async with answering(http(status, body)) as url:
+        await first_answer(at_address(url), told.append, within_s=10.0)
+
+    assert told == []
+
+
+async def test_a_server_that_keeps_silent_is_given_up_in_time_and_meanwhile_it_is_said_what_is_waited_for() -> None:
+    told: list[str] = []
+    async with answering(b"") as url:
+        async with asyncio.timeout(5):
+            with pytest.raises(Unavailable, match=f"the exchange does not answer at {url} .*, for 1 s"):
+                await first_answer(at_address(url), told.append, within_s=1.0, tell_every_s=0.3)
+
+    assert told
+    assert told[0] == f"the exchange does not answer at {url} (nothing came): trying for 1 s more"
+
+
+async def test_a_server_that_is_no_exchange_is_refused_at_once() -> None:
+    async with answering(http("404 Not Found", "nothing here")) as url:
+        with pytest.raises(Refused, match=f"no exchange answers at {url} .*: check the address"):
+            await first_answer(at_address(url), lambda line: None)

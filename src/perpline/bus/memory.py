@@ -30,6 +30,7 @@ class MemoryBus:
     def __init__(self, keep: int = 60) -> None:
         self._keep = keep
         self._streams: dict[str, deque[Message]] = {}
+        self._positions: dict[str, dict[str, str]] = {}
         self._subscribers: set[Subscription] = set()
 
     async def open(self) -> None:
@@ -40,6 +41,8 @@ class MemoryBus:
 
     async def publish(self, messages: list[Message], now_ms: int) -> None:
         for message in messages:
+            if message.kind == "position":
+                self._keep_position(message)
             is_new = message.kind != "signal" or self._append(message)
             if is_new and now_ms <= message.valid_until:
                 self._announce(Announcement(channel_name(message), message.payload))
@@ -54,6 +57,10 @@ class MemoryBus:
         entries = self.stream(slot, symbol)
         return entries[-1].fields if entries else {}
 
+    def position(self, symbol: str) -> dict[str, str]:
+        """The fields of the newest news of the symbol's position; empty if there was none."""
+        return self._positions.get(symbol, {})
+
     def subscribe(self, limit: int = 1000) -> "Subscription":
         """Everything announced from now on, until closed."""
         subscription = Subscription(self._subscribers, limit)
@@ -67,6 +74,12 @@ class MemoryBus:
         check_payload(message)  # one that cannot be read back is refused now, as Redis' side would
         stream.append(message)
         return True
+
+    def _keep_position(self, message: Message) -> None:
+        fields, known = entry_fields(message), self.position(message.symbol)
+        is_real = known.get("account") == "live" and known.get("qty") != "0"
+        if int(known.get("T", -1)) <= message.close_time and not (is_real and fields.get("account") == "paper"):
+            self._positions[message.symbol] = fields
 
     def _announce(self, announcement: Announcement) -> None:
         for subscription in self._subscribers:

@@ -10,7 +10,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, NoScriptError, RedisError
 
-from perpline.bus.wire import channel_name, entry_fields, last_name, stream_name
+from perpline.bus.wire import channel_name, entry_fields, last_name, position_name, stream_name
 from perpline.common.errors import NeedsPerson, Unavailable
 from perpline.domain.signal import Message
 
@@ -21,15 +21,28 @@ SCRIPT_MESSAGES = 100
 TIMEOUT_S = 5.0
 
 PUBLISH_SCRIPT = """
--- KEYS: stream and hash of each signal. ARGV: entries to keep, and the messages as msgpack (one argument, since each
--- costs the client a microsecond): for each its channel (empty: expired, not to be announced), payload, T, and its
--- entry's fields and values (none: not a signal).
+-- KEYS: stream and hash of each signal, hash of each position. ARGV: entries to keep, and the messages as msgpack (one
+-- argument, since each costs the client a microsecond): for each its channel (empty: expired, not to be announced),
+-- payload, T, its entry's fields and values (none: neither signal nor position), and whether it is a position.
 -- Stops at the first error, so that no signal can overtake an older one of its stream, which would then be refused.
 local key = 1
 for _, message in ipairs(cmsgpack.unpack(ARGV[2])) do
-    local channel, payload, t, entry = unpack(message)
+    local channel, payload, t, entry, position = unpack(message)
     local announce = channel ~= ''
-    if #entry > 0 then
+    if position then
+        local hash = KEYS[key]
+        key = key + 1
+        local known = redis.call('HMGET', hash, 'T', 'account', 'qty')
+        local is_real = known[2] == 'live' and known[3] ~= '0'
+        local is_paper = false
+        for i = 1, #entry, 2 do
+            if entry[i] == 'account' then is_paper = entry[i + 1] == 'paper' end
+        end
+        if tonumber(known[1] or '-1') <= tonumber(t) and not (is_real and is_paper) then
+            redis.call('DEL', hash)
+            redis.call('HSET', hash, unpack(entry))
+        end
+    elseif #entry > 0 then
         local stream, hash = KEYS[key], KEYS[key + 1]
         key = key + 2
         local added = redis.pcall('XADD', stream, 'MAXLEN', '~', ARGV[1], t .. '-0', unpack(entry))
@@ -54,7 +67,8 @@ class RedisBus:
     """A `Bus` with the streams, hashes and channels of contracts.md.
 
     Stream entry, hash and announcement of a signal happen at once or not at all, so a signal that is sent again does
-    nothing. The other kinds of message are only announced, and are heard again when sent again.
+    nothing. The other kinds of message are only announced, and are heard again when sent again; of a position the
+    newest news stay in its symbol's hash, where paper never takes the place of an open live position.
     If `open` found nobody, `publish` may be tried all the same: it connects when it can.
 
     Addresses: redis://, rediss:// and unix://. Passwords appear in no error.
@@ -119,15 +133,19 @@ async def _answer(connection: Any, asked: list[Any]) -> None:
 def _packed(messages: list[Message], now_ms: int) -> tuple[list[str], bytes]:
     """KEYS and the second argument of the script."""
     keys: list[str] = []
-    packed: list[tuple[str, str, str, list[str]]] = []
+    packed: list[tuple[str, str, str, list[str], bool]] = []
     for message in messages:
         entry: list[str] = []
-        if message.kind == "signal":
-            keys += (stream_name(message.slot, message.symbol), last_name(message.slot, message.symbol))
+        is_position = message.kind == "position"
+        if message.kind == "signal" or is_position:
+            if is_position:
+                keys.append(position_name(message.symbol))
+            else:
+                keys += (stream_name(message.slot, message.symbol), last_name(message.slot, message.symbol))
             for field in entry_fields(message).items():
                 entry += field
         channel = channel_name(message) if now_ms <= message.valid_until else ""
-        packed.append((channel, message.payload, str(message.close_time), entry))
+        packed.append((channel, message.payload, str(message.close_time), entry, is_position))
     return keys, msgspec.msgpack.encode(packed)
 
 

@@ -20,6 +20,11 @@ def last_name(slot: str, symbol: str) -> str:
     return f"last:{slot}:{symbol}"
 
 
+def position_name(symbol: str) -> str:
+    """The hash with the fields of the newest news of a symbol's position."""
+    return f"pos:{symbol}"
+
+
 def channel_name(message: Message) -> str:
     """Where a message is announced: `sig.{symbol}` for a signal, `sig.close`, `sig.model` … for the others."""
     return f"sig.{message.symbol}" if message.kind == "signal" else f"sig.{message.kind}"
