@@ -1,12 +1,13 @@
-"""Makes docs/images/demo.svg: the screen of `perpline demo`, drawn from what a real worker says of itself.
+"""Makes docs/images: the screens of `perpline demo` and `demo --trade`, drawn from what a real worker says of itself.
 
-    .venv/bin/python docs/make_images.py
+    .venv/bin/python docs/make_images.py [demo] [trade]
 
-Starts a simulated exchange and a worker, lets them run for a while, asks the worker for its status until a symbol's
-last decision has a side, and hands that to the very function which draws the demo. No number in the picture is made by
-hand, so each run gives another one.
+Starts a simulated exchange and a worker, lets them run for a while, asks the worker for its status until there is
+something to see, and hands that to the very function which draws the demo. No number in the pictures is made by hand,
+so each run gives others.
 """
 
+import asyncio
 import io
 import json
 import re
@@ -17,9 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from rich.console import Console
 
 from perpline.cli.demo import screen
+from perpline.cli.demo_trade import begin_trading, trade_settings
 
 IMAGES = Path(__file__).parent / "images"
 SYMBOLS, SPEED, SEED = 30, 60, 3
@@ -28,17 +31,21 @@ LOOKS = 60
 WIDTH, HEIGHT = 116, 40
 
 
+TITLES = {"demo": "./run demo --speed 60", "trade": "./run demo --trade"}
+
+
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        facts = facts_of_a_run(Path(folder))
-    console = Console(record=True, width=WIDTH, height=HEIGHT, file=io.StringIO(), force_terminal=True)
-    console.print(screen(facts, SPEED, WIDTH, HEIGHT))
-    svg = console.export_svg(title="./run demo --speed 60", unique_id="demo")
     IMAGES.mkdir(exist_ok=True)
-    (IMAGES / "demo.svg").write_text(without_hosts(svg), encoding="utf-8")
+    for name in sys.argv[1:] or TITLES:
+        with tempfile.TemporaryDirectory() as folder:
+            facts = facts_of_a_run(Path(folder), trade=name == "trade")
+        console = Console(record=True, width=WIDTH, height=HEIGHT, file=io.StringIO(), force_terminal=True)
+        console.print(screen(facts, SPEED, WIDTH, HEIGHT, "" if name == "trade" else None))
+        svg = console.export_svg(title=TITLES[name], unique_id=name)
+        (IMAGES / f"{name}.svg").write_text(without_hosts(svg), encoding="utf-8")
 
 
-def facts_of_a_run(folder: Path) -> dict[str, Any]:
+def facts_of_a_run(folder: Path, trade: bool) -> dict[str, Any]:
     """What the worker's /status says at least RUN_S wall seconds after its start beside a simulated exchange."""
     exchange = perpline(
         "simulate", "--speed", str(SPEED), "--seed", str(SEED), "--symbols", str(SYMBOLS), "--edge", "2"
@@ -55,9 +62,12 @@ def facts_of_a_run(folder: Path) -> dict[str, Any]:
             "clock_speed": SPEED,
             "data_dir": str(folder),
             "status_port": 0,
+            **(trade_settings(SPEED) if trade else {}),
         }
         config = folder / "perpline.toml"
         config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+        if trade:
+            asyncio.run(trade_on_paper(config, ready["http"]))
         worker = perpline("run", "--config", str(config))
         time.sleep(RUN_S)
         tokens = list(folder.glob("worker-*.json"))
@@ -67,7 +77,7 @@ def facts_of_a_run(folder: Path) -> dict[str, Any]:
         for _ in range(LOOKS):
             asked = perpline("status", "--config", str(config), "--status-port", port, "--json")
             facts: dict[str, Any] = json.loads(asked.communicate(timeout=30)[0].splitlines()[-1])
-            if any((entry["last_decision"] or {}).get("side") for entry in facts["symbols"].values()):
+            if there_is_something_to_see(facts, trade):
                 break
         return facts
     finally:
@@ -75,6 +85,18 @@ def facts_of_a_run(folder: Path) -> dict[str, Any]:
             if process is not None:
                 process.terminate()
                 process.wait(30)
+
+
+def there_is_something_to_see(facts: dict[str, Any], trade: bool) -> bool:
+    if trade:
+        exits = {each["reason"] for each in facts["trading"]["accounts"]["paper"]["recent"][-5:]}
+        return {"target", "stop"} <= exits
+    return any((entry["last_decision"] or {}).get("side") for entry in facts["symbols"].values())
+
+
+async def trade_on_paper(config: Path, http: str) -> None:
+    async with aiohttp.ClientSession() as session:
+        await begin_trading(config, "paper", http, session)
 
 
 def perpline(*arguments: str) -> subprocess.Popen[str]:

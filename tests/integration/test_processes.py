@@ -283,3 +283,42 @@ def test_the_demo_is_whole_and_its_summary_agrees_with_its_database(tmp_path: Pa
     assert said["rows"]["candles_1m"] == database.value("SELECT count(*) FROM candles_1m")
     doubles = "SELECT count(*) FROM (SELECT 1 FROM signals GROUP BY slot, symbol, close_time HAVING count(*) > 1)"
     assert database.value(doubles) == 0
+    assert "trading" not in said
+    assert database.value("SELECT count(*) FROM modes") == 0
+
+
+def test_the_trading_demo_trades_on_paper_and_leaves_no_mode_behind(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    done = command(
+        *("demo", "--trade", "--symbols", 20, "--duration", 14, "--seed", 3, "--json"),
+        *("--database", f"sqlite:///{database.path}"),
+    )
+    assert done.code == 0, done.err
+    trading = done.json["trading"]
+
+    assert (trading["account"], done.json["speed"]) == ("paper", 60)
+    assert trading["positions_opened"] == trading["positions_closed"] + trading["open"] >= 1
+    assert sum(trading["exits"].values()) == trading["positions_closed"]
+    assert trading["fills"] == database.value("SELECT count(*) FROM fills WHERE account = 'paper'") > 0
+    assert database.value("SELECT count(*) FROM positions WHERE account = 'live'") == 0
+    assert database.value("SELECT mode FROM modes ORDER BY id DESC LIMIT 1") == "off"
+
+
+def test_the_demo_of_live_trading_sends_signed_orders_and_shows_no_key(tmp_path: Path) -> None:
+    done = command("demo", "--live-sim", "--symbols", 20, "--duration", 14, "--seed", 4, "--json")
+    assert done.code == 0, done.err
+    trading = done.json["trading"]
+
+    assert len(done.out.splitlines()) == 1
+    assert trading["account"] == "live"
+    assert trading["positions_opened"] >= 1
+    assert trading["fills"] >= trading["positions_opened"] + trading["positions_closed"]
+    assert trading["naked_ms_longest"] < 60_000  # of market time at speed 60: a second
+    assert [word for word in ("sim-key", "sim-secret") if word in done.out + done.err] == []
+
+
+def test_the_demo_of_live_trading_has_no_lasting_tables(tmp_path: Path) -> None:
+    done = command("demo", "--live-sim", "--database", f"sqlite:///{tmp_path / 'mine.db'}")
+
+    assert done.code == 2
+    assert "keeps its tables to itself" in done.err

@@ -9,6 +9,7 @@ import socket
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,19 +23,36 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from perpline.bootstrap import open_store
+from perpline.bootstrap import open_bus, open_store
+from perpline.cli.demo_trade import (
+    KEYS,
+    Mover,
+    add_trading_rows,
+    begin_trading,
+    end_trading,
+    market_time,
+    trade_settings,
+    trading_summary,
+)
 from perpline.cli.options import JsonOption, RedisOption, print_json, run_loop, stderr
 from perpline.cli.status import fetch_status, summary_lines, symbols_table
-from perpline.common.config import masked_url
+from perpline.cli.trading_view import event_lines, open_positions, positions_table, shortened, trading_lines
+from perpline.common.config import load_settings, masked_url
 from perpline.common.errors import NeedsPerson
 from perpline.domain.candle import MINUTE_MS, last_boundary
+from perpline.domain.order import Account
 from perpline.domain.signal import Status
 
 EDGE_BP = 2.0
 """The drift a minute that the demo's market has behind one-sided takers, so that there is something to see."""
 
+SPEED, TRADE_SPEED = 10.0, 60.0
+"""Trading shows itself by the hour: positions live for up to four."""
+EVENTS_SHOWN = 6
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
+NOT_STARTED = {"http": "http://127.0.0.1:9", "ws": "ws://127.0.0.1:9"}
+"""What stands for the exchange's addresses while the other settings are checked."""
 SETTLED_MS = 5_000
 """A minute counts if it closed this long (market time) before the stop: its closing frames have left by then."""
 
@@ -49,13 +67,27 @@ class Run(Struct):
     """The exchange's time just before the worker was told to stop."""
     status: dict[str, Any]
     """The worker's last words."""
+    trading: dict[str, Any] | None
+    """What the tables say was traded, with --trade."""
 
 
 def demo(
     symbols: Annotated[int, typer.Option(help="How many symbols the simulated exchange lists.", min=1, max=600)] = 30,
+    trade: Annotated[
+        bool, typer.Option("--trade", help="Trade the signals on paper, with stops that fire; speed 60.")
+    ] = False,
+    live_sim: Annotated[
+        bool, typer.Option("--live-sim", help="Trade them with signed orders on the simulated exchange's account.")
+    ] = False,
     speed: Annotated[
-        float, typer.Option(help="How fast market time runs: 60 closes a minute each second.", min=0.1, max=240)
-    ] = 10.0,
+        float | None,
+        typer.Option(
+            help="How fast market time runs: 60 closes a minute each second. Default: 10, and 60 where it trades.",
+            min=0.1,
+            max=240,
+            show_default=False,
+        ),
+    ] = None,
     duration: Annotated[
         float | None,
         typer.Option(help="Stop after so many wall seconds; default: at Ctrl-C.", min=1, show_default=False),
@@ -71,6 +103,10 @@ def demo(
 
     Example: perpline demo --symbols 30 --speed 60 --duration 60 --json
     """
+    if live_sim and database is not None:
+        # A mode live that such a process left behind when it was killed would wait there for real keys.
+        raise typer.BadParameter("--live-sim keeps its tables to itself", param_hint="--database")
+    account: Account | None = "live" if live_sim else "paper" if trade else None
     with tempfile.TemporaryDirectory(prefix="perpline-demo-") as folder:
 
         async def main(stop: asyncio.Event) -> dict[str, Any]:
@@ -80,11 +116,12 @@ def demo(
                 Path(folder),
                 stop,
                 symbols=symbols,
-                speed=speed,
+                speed=speed or (SPEED if account is None else TRADE_SPEED),
                 duration=duration,
                 seed=seed,
                 database=database,
                 redis=redis,
+                account=account,
             )
 
         summary = run_loop(main)
@@ -104,8 +141,11 @@ async def _demo(
     seed: int,
     database: str | None,
     redis: str | None,
+    account: Account | None,
 ) -> dict[str, Any]:
     database = database or f"sqlite:///{folder / 'demo.db'}"
+    trading_settings = {} if account is None else trade_settings(speed)
+    await _check(_settings(NOT_STARTED, symbols, speed, database, redis, 0, folder), folder)
     stderr.print(f"simulated exchange: {symbols} symbols, seed {seed}, {speed:g} × speed, planted edge {EDGE_BP:g} bp")
     exchange = await _start(
         "simulate", "--port", "0", "--speed", str(speed), "--seed", str(seed), "--symbols", str(symbols),
@@ -115,15 +155,23 @@ async def _demo(
     try:
         ready = await _first_line(exchange, "the simulated exchange", folder / "exchange.log")
         port = _free_port()
-        settings = folder / "perpline.toml"
-        settings.write_text(_settings(ready, symbols, speed, database, redis, port, folder), encoding="utf-8")
-        worker = await _start("run", "--json", "--config", str(settings), log=folder / "worker.log")
+        values = _settings(ready, symbols, speed, database, redis, port, folder) | trading_settings
+        settings = _settings_file(values, folder)
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
-            await _watch(session, stop, worker, folder, port, duration, speed)
-            async with session.get(f"{ready['http']}/fapi/v1/time") as answer:
-                stopped_at = (await answer.json())["serverTime"]
+            mover = None
+            if account is not None:
+                await begin_trading(settings, account, ready["http"], session)
+                mover = Mover(ready["http"], session, speed)
+            keys = KEYS if account == "live" else {}
+            worker = await _start("run", "--json", "--config", str(settings), log=folder / "worker.log", extra=keys)
+            await _watch(session, stop, worker, folder, port, duration, speed, mover)
+            stopped_at = await market_time(ready["http"], session)
             status = await _last_words(worker, folder / "worker.log")
-            return await _summary(Run(speed, ready, stopped_at, status), session, database)
+            traded = None
+            if account is not None and mover is not None:
+                await end_trading(database, stopped_at, status["slot"])
+                traded = await trading_summary(database, account, mover.moved)
+            return await _summary(Run(speed, ready, stopped_at, status, traded), session, database)
     finally:
         for process in (worker, exchange):
             if process is not None:
@@ -131,13 +179,19 @@ async def _demo(
 
 
 def _settings(
-    ready: dict[str, Any], symbols: int, speed: float, database: str, redis: str | None, port: int, folder: Path
-) -> str:
-    """A settings file of the demo's own, so that neither the user's file nor his environment changes what he sees."""
-    values: dict[str, object] = {
+    exchange: Mapping[str, Any],
+    symbols: int,
+    speed: float,
+    database: str,
+    redis: str | None,
+    port: int,
+    folder: Path,
+) -> dict[str, object]:
+    """The worker's settings, all of them the demo's own: neither the user's file nor his environment changes them."""
+    return {
         "network": "custom",
-        "binance_futures_ws_url": ready["ws"],
-        "binance_futures_rest_url": ready["http"],
+        "binance_futures_ws_url": exchange["ws"],
+        "binance_futures_rest_url": exchange["http"],
         "symbols": f"top:{symbols}",
         "clock_speed": speed,
         "database_url": database,
@@ -146,12 +200,33 @@ def _settings(
         "data_dir": str(folder),
         "log_format": "json",
     }
-    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
 
 
-async def _start(*arguments: str, log: Path) -> asyncio.subprocess.Process:
-    """One of our own commands as a process that does not outlive this one and hears no Ctrl-C meant for us."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PERPLINE_")}
+async def _check(values: Mapping[str, object], folder: Path) -> None:
+    """Raise NeedsPerson or Unavailable for a database or a bus that cannot be used, before anything is started."""
+    settings = load_settings(_settings_file({}, folder), {}, values)
+    store = open_store(settings.database_url.get_secret_value())
+    bus = open_bus(settings.redis_url.get_secret_value())
+    try:
+        await store.open()
+        await bus.open()
+    finally:
+        await bus.close()
+        await store.close()
+
+
+def _settings_file(values: Mapping[str, object], folder: Path) -> Path:
+    path = folder / "perpline.toml"
+    path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()), encoding="utf-8")
+    return path
+
+
+async def _start(*arguments: str, log: Path, extra: Mapping[str, str] = {}) -> asyncio.subprocess.Process:
+    """One of our own commands as a process that does not outlive this one and hears no Ctrl-C meant for us.
+
+    `extra`: what its environment has beside ours."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PERPLINE_")} | dict(extra)
+    environment.pop("CREDENTIALS_DIRECTORY", None)  # a key of the user's has no business here
     with log.open("wb") as errors:
         return await asyncio.create_subprocess_exec(
             sys.executable, "-m", "perpline", *arguments,
@@ -192,6 +267,7 @@ async def _watch(
     port: int,
     duration: float | None,
     speed: float,
+    mover: Mover | None,
 ) -> None:
     """Show the worker until the stop; `duration` counts from the moment it is ready."""
     loop = asyncio.get_running_loop()
@@ -214,8 +290,12 @@ async def _watch(
                     ready_at = now
                     if live is None:
                         stderr.print(f"worker ready after {facts['ready_after_s']} s")
+                told = "" if mover is None or ready_at is None else await mover.look(facts["trading"], now)
                 if live is not None:
-                    live.update(screen(facts, speed, live.console.width, live.console.height))
+                    said = None if mover is None else mover.said
+                    live.update(screen(facts, speed, live.console.width, live.console.height, said))
+                elif told:
+                    stderr.print(told, highlight=False)
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.5 if live is None or speed < 5 else 0.25):
                     await stop.wait()
@@ -233,22 +313,48 @@ async def _status_or_none(session: aiohttp.ClientSession, folder: Path, port: in
         return None  # not listening yet, or busy; the next look is soon
 
 
-def screen(facts: dict[str, Any], speed: float, width: int, height: int) -> Group:
-    """The live view, no taller than `height`: header, one row a symbol, footer."""
+def screen(facts: dict[str, Any], speed: float, width: int, height: int, said: str | None = None) -> Group:
+    """The live view, no taller than `height`: header, one row a symbol, footer.
+
+    Unless `said` is None there is a panel of trading in between, with this line in it."""
     seconds = facts["now"] // 1000 % 86_400
     clock = f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
     ready = "[green]ready[/]" if facts["ready"] else "[yellow]starting[/]"
     note = Text("Ctrl-C ends it. ", "dim")
     note.append(f"A simulated market, with a planted edge of {EDGE_BP:g} bp a minute: no word about real profit.")
-    lines = [*summary_lines(facts), note]
-    for line in lines:  # a line that wrapped would push the last symbols off the screen
-        line.no_wrap, line.overflow = True, "ellipsis"
+    lines = shortened([*summary_lines(facts), note])  # one that wrapped would push the last symbols off the screen
     header = Panel(
         Group(*lines[:-1]), title=f"[bold]perpline demo[/]  {clock} UTC  ×{speed:g}  {ready}", title_align="left"
     )
     rows = height - len(lines) - 4  # two borders, the heads, and a line for the cursor
+    parts: list[Any] = [header]
+    if said is not None and facts["trading"] is not None:
+        panel, taken = _trading_panel(facts["trading"], said, width, rows)
+        parts.append(panel)
+        rows -= taken
     symbols = len(facts["symbols"])
-    return Group(header, symbols_table(facts, max(1, rows if symbols <= rows else rows - 1), width), note)
+    if rows > 1 or said is None:
+        parts.append(symbols_table(facts, max(1, rows if symbols <= rows else rows - 1), width))
+    return Group(*parts, note)
+
+
+def _trading_panel(trading: dict[str, Any], said: str, width: int, room: int) -> tuple[Panel, int]:
+    """Mode, accounts, positions and what happened last, in about three quarters of the room; and how high it is."""
+    lines = trading_lines(trading)
+    if said:
+        lines.append(Text(said, "bold cyan"))
+    left = max(0, room * 3 // 4 - 2 - len(lines))
+    events = event_lines(trading, min(EVENTS_SHOWN, left // 3))
+    left -= len(events)
+    held = len(open_positions(trading))
+    shown = min(held, left - 1)
+    inside: list[Any] = shortened(lines)
+    if shown > 1 or shown == held > 0:
+        inside.append(positions_table(trading, shown, width - 4))
+    else:
+        shown = -1
+    inside += shortened(events)
+    return Panel(Group(*inside), title="[bold]trading[/]", title_align="left"), len(lines) + len(events) + shown + 3
 
 
 async def _last_words(worker: asyncio.subprocess.Process, log: Path) -> dict[str, Any]:
@@ -329,6 +435,7 @@ async def _summary(run: Run, session: aiohttp.ClientSession, database: str) -> d
         "seed": run.exchange["seed"],
         "edge_bp": EDGE_BP,
         "database": masked_url(database),
+        **({} if run.trading is None else {"trading": run.trading}),
     }
 
 
@@ -367,6 +474,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
     )
     table.add_row(str(summary["rest_calls_per_minute"]), "REST calls a minute of market time")
     table.add_row(str(summary["gaps"]), f"gaps noted, {summary['malformed']} malformed messages")
+    if "trading" in summary:
+        add_trading_rows(table, summary["trading"])
     for name, count in summary["rows"].items():
         if count:
             table.add_row(f"[dim]{count}[/]", f"[dim]rows in {name}[/]")

@@ -4,6 +4,8 @@ import asyncio
 import math
 import os
 import re
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from perpline.bootstrap import open_store, utc_text
+from perpline.cli.books import LEGS, account_text, money, price, read, side_text
 from perpline.cli.options import ConfigOption, DatabaseOption, JsonOption, print_json, time_ms
 from perpline.common.config import Settings, load_settings
 from perpline.common.errors import NeedsPerson
@@ -37,6 +40,8 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Show on one page why a minute was decided as it was: candles, vector, model, thresholds, latency, publication.
+
+    And what became of a signal: refused, or order, fills, stop and exit.
 
     Example: perpline explain BTCUSDT "2026-11-23 05:11"
     """
@@ -70,6 +75,7 @@ async def _gather(settings: Settings, symbol: str, t: int, slot: str) -> dict[st
         outbox = await _row(
             store, "outbox", ("id", "payload", "valid_until", "published_at"), f"{where} AND kind = 'signal'"
         )
+        traded = None if decision is None else await _traded(store, decision["signal_id"])
         gaps = [
             gap
             for gap in await store.gaps()
@@ -125,7 +131,23 @@ async def _gather(settings: Settings, symbol: str, t: int, slot: str) -> dict[st
         },
         "latency_ms": None if decision is None else _latency(decision, outbox),
         "outbox": outbox,
+        "trading": traded,
     }
+
+
+async def _traded(store: Store, signal_id: str) -> dict[str, list[dict[str, Any]]]:
+    """What became of a signal: refusals, positions, and their orders, stops and executions."""
+    positions = await read(store, "positions", signal_id=signal_id)
+    found: dict[str, list[dict[str, Any]]] = {
+        "refusals": await read(store, "refusals", signal_id=signal_id),
+        "positions": positions,
+        "orders": [],
+        "fills": [],
+    }
+    for position in positions:
+        for table in ("orders", "fills"):
+            found[table] += await read(store, table, position["account"], position_id=position["position_id"])
+    return found
 
 
 async def _row(store: Store, table: str, columns: tuple[str, ...], where: str) -> dict[str, Any] | None:
@@ -230,6 +252,66 @@ def _print(facts: dict[str, Any]) -> None:
         at = outbox["published_at"]
         console.print(f"message {outbox['id']}: " + (f"published {utc_text(at)}" if at else "waits in the outbox"))
         console.print(outbox["payload"], style="dim")
+    _print_traded(console, facts["trading"])
+
+
+def _print_traded(console: Console, traded: dict[str, Any] | None) -> None:
+    """The signal's way on: refused, or order, fills, stop and exit, account by account."""
+    if traded is None or not (traded["refusals"] or traded["positions"]):
+        return
+    console.print("\ntrading", style="bold")
+    for refusal in traded["refusals"]:
+        console.print(f"{refusal['account']}: refused by {refusal['rule']}: {refusal['detail']}", style="yellow")
+    for position in traded["positions"]:
+        account = position["account"]
+        console.print(
+            account_text(account),
+            side_text(position["side"]),
+            f"{price(position['opened_quantity'])} at {price(position['entry_price'])}, target "
+            f"{price(position['target'])}, stop {price(position['stop'])}, at the exchange "
+            f"{price(position['protective_stop'])}; {position['naked_ms'] / 1000:.1f} s without one",
+        )
+        mine = [order for order in traded["orders"] if order["account"] == account]
+        for order in mine:
+            console.print(_order_line(order))
+        for fill in traded["fills"]:
+            if fill["account"] == account:
+                console.print(
+                    f"  {_clock(fill['traded_at'])} trade {fill['trade_id']}: {fill['side']} {price(fill['quantity'])} "
+                    f"at {price(fill['price'])}, fee {price(fill['fee'])} {fill['fee_asset']}"
+                )
+        realized, fees, funding = (Decimal(position[name]) for name in ("realized_pnl", "fees", "funding"))
+        ended = position["closed_at"] is not None
+        console.print(
+            f"  {_clock(position['closed_at'])} closed: {position['exit_reason']} at {price(position['exit_price'])},"
+            if ended
+            else f"  {position['status']},",
+            "realised",
+            money(realized),
+            "fees",
+            money(fees, coloured=False),
+            "funding",
+            money(funding),
+            "net",
+            money(realized - fees + funding),
+        )
+
+
+def _order_line(order: dict[str, Any]) -> str:
+    trigger = f" triggered by {price(order['trigger_price'])}" if order["trigger_price"] else ""
+    average = f" at {price(order['average_price'])}" if order["average_price"] else ""
+    expected = f" (expected {price(order['expected_price'])})" if order["expected_price"] else ""
+    detail = f": {order['detail']}" if order["detail"] else ""
+    return (
+        f"  {_clock(order['created_at'])} {LEGS.get(order['leg'], order['leg'])} {order['client_id']}: {order['kind']} "
+        f"{order['side']}{trigger}, {order['status']} {price(order['filled'])} of {price(order['quantity'])}"
+        f"{average}{expected}{detail}"
+    )
+
+
+def _clock(ms: int) -> str:
+    """The instant to the millisecond."""
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%H:%M:%S.%f")[:-3]
 
 
 def _print_candles(console: Console, candles: dict[str, Any]) -> None:

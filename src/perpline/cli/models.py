@@ -1,10 +1,6 @@
 """`perpline models`: which models there are, and which one decides."""
 
-import asyncio
-import getpass
 import os
-import socket
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +10,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from perpline.bootstrap import make_data_dir, open_store, utc_text
+from perpline.bootstrap import utc_text
+from perpline.cli.database import who, with_store
 from perpline.cli.options import ConfigOption, DatabaseOption, JsonOption, print_json, time_ms
 from perpline.cli.status import fetch_status
 from perpline.common.config import Settings, load_settings
@@ -52,7 +49,7 @@ def list_models(database: DatabaseOption = None, config: ConfigOption = None, as
     Example: perpline models list
     """
     settings = _settings(config, database)
-    facts = _with_store(settings, lambda store: registry.overview(store, settings.models_dir), read_only=True)
+    facts = with_store(settings, lambda store: registry.overview(store, settings.models_dir), read_only=True)
     if as_json:
         print_json(facts)
         return
@@ -87,7 +84,7 @@ def show(
     Example: perpline models show tb1-20261115-4f2a91c0
     """
     settings = _settings(config, database)
-    facts = _with_store(settings, lambda store: _describe(store, settings.models_dir, model), read_only=True)
+    facts = with_store(settings, lambda store: _describe(store, settings.models_dir, model), read_only=True)
     if as_json:
         print_json(facts)
         return
@@ -129,7 +126,7 @@ def register(
         model = await registry.register(store, settings.models_dir, path)
         return {"model_id": model.model_id, "folder": str(model.path)}
 
-    facts = _with_store(settings, work)
+    facts = with_store(settings, work)
     if as_json:
         print_json(facts)
     else:
@@ -166,12 +163,12 @@ def promote(
             model,
             slot=slot or settings.slot,
             effective_from=await _effective_from(settings, store, at),
-            by=_who(),
+            by=who(),
             forced_because=reason.strip(),
         )
         return _deployed(row)
 
-    _tell(_with_store(settings, work), as_json)
+    _tell(with_store(settings, work), as_json)
 
 
 @app.command()
@@ -192,11 +189,11 @@ def rollback(
     async def work(store: Store) -> dict[str, Any]:
         effective_from = await _effective_from(settings, store, at)
         row = await registry.rollback(
-            store, settings.models_dir, slot=slot or settings.slot, effective_from=effective_from, by=_who()
+            store, settings.models_dir, slot=slot or settings.slot, effective_from=effective_from, by=who()
         )
         return _deployed(row)
 
-    _tell(_with_store(settings, work), as_json)
+    _tell(with_store(settings, work), as_json)
 
 
 @app.command()
@@ -221,11 +218,11 @@ def shadow(
     async def work(store: Store) -> dict[str, Any]:
         effective_from = await _effective_from(settings, store, at)
         row = await registry.shadow(
-            store, settings.models_dir, model or registry.NONE, slot=slot, effective_from=effective_from, by=_who()
+            store, settings.models_dir, model or registry.NONE, slot=slot, effective_from=effective_from, by=who()
         )
         return _deployed(row)
 
-    _tell(_with_store(settings, work), as_json)
+    _tell(with_store(settings, work), as_json)
 
 
 async def _effective_from(settings: Settings, store: Store, at: str | None) -> int:
@@ -282,29 +279,5 @@ def _since(close_time: int) -> str:
     return f"from {utc_text(close_time)} on" if close_time else "from the beginning"
 
 
-def _who() -> str:
-    try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (KeyError, OSError):  # a container's user may have no name
-        return socket.gethostname()
-
-
 def _settings(config: Path | None, database: str | None, status_port: int | None = None) -> Settings:
     return load_settings(config, os.environ, {"database_url": database, "status_port": status_port})
-
-
-def _with_store(
-    settings: Settings, work: Callable[[Store], Awaitable[dict[str, Any]]], read_only: bool = False
-) -> dict[str, Any]:
-    if not read_only:
-        make_data_dir(settings)
-
-    async def main() -> dict[str, Any]:
-        store = open_store(settings.database_url.get_secret_value(), read_only=read_only)
-        await store.open()
-        try:
-            return await work(store)
-        finally:
-            await store.close()
-
-    return asyncio.run(main())

@@ -87,20 +87,26 @@ def run_loop(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -> T:
     except ImportError:  # Windows has none; asyncio's own loop does as well
         new_event_loop = asyncio.new_event_loop
 
+    numbers = (signal.SIGINT, signal.SIGTERM) if sys.platform != "win32" else ()
+
     async def guarded() -> T:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
 
         def stopped(number: int) -> None:
             stop.set()
-            for each in (signal.SIGINT, signal.SIGTERM):
+            for each in numbers:
                 loop.remove_signal_handler(each)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-        if sys.platform != "win32":
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, stopped, number)
-        return await main(stop)
+        for number in numbers:
+            loop.add_signal_handler(number, stopped, number)
+        try:
+            return await main(stop)
+        finally:
+            # uvloop leaves them behind when it is closed, and whatever a command does next could not be stopped.
+            for number in numbers:
+                loop.remove_signal_handler(number)
 
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(guarded())

@@ -10,7 +10,7 @@ from perpline.domain.messages import MESSAGES, json_schema
 
 
 def schema(
-    name: Annotated[str | None, typer.Argument(help="signal, close, position or model; default: all, by name.")] = None,
+    name: Annotated[str | None, typer.Argument(help=f"One of {', '.join(MESSAGES)}; default: all, by name.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print the JSON Schema of the messages on the bus.

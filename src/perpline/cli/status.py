@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perpline.cli.options import ConfigOption, JsonOption, print_json
+from perpline.cli.trading_view import open_positions, positions_table, trading_lines
 from perpline.common.config import load_settings
 from perpline.common.errors import NeedsPerson
 from perpline.domain.candle import MINUTE_MS
@@ -69,6 +70,10 @@ def status(
     )
     for line in summary_lines(facts):
         console.print(line)
+    for line in trading_lines(facts["trading"]):
+        console.print(line)
+    if open_positions(facts["trading"]):
+        console.print(positions_table(facts["trading"], width=console.width))
     if facts["parity"] is not None:
         console.print(parity_text(facts["parity"]))
     for model_line in model_lines(facts["models"]):

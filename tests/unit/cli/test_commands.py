@@ -10,7 +10,7 @@ import click
 import pytest
 import typer
 
-from perpline import __version__
+from perpline import __version__, bootstrap
 from perpline.cli import main as program
 from perpline.endpoint import token_file
 from running import command
@@ -79,7 +79,9 @@ def test_the_version_is_printed() -> None:
         ("run", "--duration", "-1"),
         ("demo", "--symbols", "0"),
         ("demo", "--speed", "1000"),
+        ("demo", "--speed", "nan"),
         ("simulate", "--port", "70000"),
+        ("simulate", "--edge", "nan"),
         ("simulate", "--fault", "missing_close_shar=0.1"),
         ("replay",),
         ("replay", "no-such-file.zst"),
@@ -171,6 +173,63 @@ def test_an_exchange_that_does_not_answer_is_one_line_at_the_end(words: tuple[st
     last = done.err.splitlines()[-1]
     assert last.startswith("perpline: the exchange does not answer at http://127.0.0.1:9 (GET /fapi/v1/")
     assert "Traceback" not in done.err
+
+
+def test_a_backfill_at_an_exchange_that_does_not_answer_says_so_before_it_asks_for_anything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bootstrap.first_answer, "__defaults__", (1.0, 0.3))
+    done = command("backfill", "--symbols", "BTCUSDT", "--from", "2026-11-01", "--rest-url", "http://127.0.0.1:9")
+
+    assert (done.code, done.out) == (1, "")
+    [*waiting, last] = done.err.splitlines()
+    assert waiting
+    assert all("does not answer at http://127.0.0.1:9 (" in line for line in waiting)
+    assert last.startswith("perpline: the exchange does not answer at http://127.0.0.1:9 (")
+    assert last.endswith(", for 1 s): check the network, or the address (binance_futures_rest_url, network)")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--database", "nonsense://x"), "database_url (option): must be a URL sqlite://… or postgresql://…"),
+        (("--database", "sqlite:///:memory:"), "a SQLite address names a file"),
+        (("--database", "sqlite:////no/such/folder/x.db"), "cannot open /no/such/folder/x.db"),
+        (("--redis", "localhost"), "redis_url (option): must be a URL"),
+        (("--redis", "redis://127.0.0.1:9/0"), "Redis at redis://127.0.0.1:9/0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_demo_that_cannot_use_its_database_or_bus_starts_nothing(words: tuple[str, ...], told: str) -> None:
+    done = command("demo", *words)
+
+    assert (done.code, done.out) == (1, "")
+    assert done.error_line.startswith("perpline: ")
+    assert told in done.error_line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("models", "list"),
+        ("models", "show", "x"),
+        ("gaps",),
+        ("explain", "BTCUSDT", "2026-11-23T05:00"),
+        ("features", "build", "--from", "2026-11-01", "--to", "2026-11-02", "--out", "out"),
+        ("parity",),
+        ("backtest", "--from", "2026-11-01", "--to", "2026-11-02"),
+        ("db", "check"),
+        ("db", "backup", "--out", "copy.db"),
+    ],
+    ids=" ".join,
+)
+def test_who_only_looks_is_told_that_there_is_no_database_yet_and_makes_none(words: tuple[str, ...]) -> None:
+    done = command(*words, "--database", "sqlite:///none.db")
+
+    assert (done.code, done.out) == (1, "")
+    last = done.err.splitlines()[-1]
+    assert last.startswith("perpline: there is no database yet at none.db: perpline run makes one")
+    assert not Path("none.db").exists()
 
 
 def test_status_without_a_worker_says_that_none_runs() -> None:

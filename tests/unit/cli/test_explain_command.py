@@ -9,7 +9,7 @@ from modelling import FEATURES, ood, write_model
 from perpline.domain.candle import KlineUpdate, closed_candle
 from perpline.domain.signal import Decision, Message, Prediction, Status, signal_id
 from perpline.storage.sqlite import SqliteStore
-from perpline.storage.store import candle_row
+from perpline.storage.store import TRADING_TABLES, candle_row
 from running import command
 
 MINUTE = 60_000
@@ -163,3 +163,74 @@ def test_what_cannot_be_explained_is_said_in_a_line(
 
     assert failed.code == code
     assert said in " ".join(failed.err.replace("│", " ").split())
+
+
+def put(folder: Path, table: str, **values: object) -> None:
+    async def main() -> None:
+        store = SqliteStore(folder / "perpline.db")
+        await store.open()
+        await store.commit_trading({table: [TRADING_TABLES[table].row(values)]})
+        await store.close()
+
+    asyncio.run(main())
+
+
+def test_a_signal_is_followed_to_its_orders_fills_stop_and_exit(here: Path) -> None:
+    page = command("explain", "BTCUSDT", T, "--json").json
+    assert page["trading"] == {"refusals": [], "positions": [], "orders": [], "fills": []}
+    mine = {"signal_id": page["decision"]["signal_id"], "symbol": "BTCUSDT"}
+    own = {**mine, "account": "paper", "position_id": "p1"}
+    put(here, "refusals", **mine, account="live", rule="max_positions", detail="10 are open", at=T + 5)
+    put(
+        here,
+        "positions",
+        **{**own, "side": 1, "status": "closed", "quantity": "0", "opened_quantity": "0.5", "entry_price": "100.1"},
+        **{"exit_price": "102", "target": "102", "stop": "99", "protective_stop": "98.4", "origin": "signal"},
+        **{"opened_at": T + 7, "closed_at": T + 60_250, "exit_reason": "target", "realized_pnl": "0.95"},
+        **{"fees": "0.05", "funding": "0", "naked_ms": 300, "updated_at": T + 60_250},
+    )
+    order = {
+        **own,
+        "side": "buy",
+        "kind": "market",
+        "reduce_only": False,
+        "quantity": "0.5",
+        "detail": "",
+        "filled": "0",
+    }
+    order |= {"updated_at": T + 7}
+    put(here, "orders", **order | {"client_id": "e.1", "leg": "e", "status": "filled", "created_at": T + 6})
+    stop = {"client_id": "s.1", "leg": "s", "status": "canceled", "trigger_price": "98.4", "created_at": T + 8}
+    put(here, "orders", **order | stop)
+    put(
+        here,
+        "fills",
+        **{**own, "trade_id": 71, "order_id": 1, "client_id": "e.1", "side": "buy", "price": "100.10"},
+        **{"quantity": "0.5", "fee": "0.025", "fee_asset": "USDT", "realized_pnl": "0", "is_maker": False},
+        **{"kind": "trade", "traded_at": T + 7, "received_at": T + 7},
+    )
+    put(
+        here,
+        "fills",
+        **{"account": "paper", "symbol": "ETHUSDT", "trade_id": 72, "order_id": 2, "client_id": "e.2"},
+        **{"position_id": "p2", "side": "buy", "price": "1", "quantity": "1", "fee": "0", "fee_asset": "USDT"},
+        **{"realized_pnl": "0", "is_maker": False, "kind": "trade", "traded_at": T, "received_at": T},
+    )
+
+    told = command("explain", "BTCUSDT", T, "--json").json["trading"]
+    assert {name: len(rows) for name, rows in told.items()} == {
+        "refusals": 1,
+        "positions": 1,
+        "orders": 2,
+        "fills": 1,
+    }
+    page_text = " ".join(command("explain", "BTCUSDT", T).out.split())
+    for words in (
+        "live: refused by max_positions: 10 are open",
+        "paper long 0.5 at 100.1, target 102, stop 99, at the exchange 98.4; 0.3 s without one",
+        "05:11:00.006 entry e.1: market buy, filled 0 of 0.5",
+        "stop s.1: market buy triggered by 98.4, canceled",
+        "05:11:00.007 trade 71: buy 0.5 at 100.1, fee 0.025 USDT",
+        "05:12:00.250 closed: target at 102, realised 0.95 fees 0.05 funding 0.00 net 0.90",
+    ):
+        assert words in page_text

@@ -43,6 +43,59 @@ def decision(status: str, side: int, detail: str, close_time: int = T) -> dict[s
     return {"status": status, "side": side, "detail": detail, "p": 0.61, "close_time": close_time}
 
 
+def trading(positions: int, events: int = 9) -> dict[str, Any]:
+    """The trading of a status, reduced to what is drawn."""
+    held = {
+        **{"side": 1, "entry_price": 62_345.5, "mark_price": 62_400.1, "stop": 61_000.0, "target": 63_000.0},
+        **{"protective_stop": 60_000.0, "protected": False, "naked_ms": 1200, "unrealized_pnl": -1.25},
+    }
+    event = {
+        "at": T,
+        "event": "closed",
+        "symbol": "S0USDT",
+        "side": 1,
+        "reason": "target",
+        "price": 1.0,
+        "net_pnl": 4.5,
+    }
+    account = {
+        **{"blocked": "the user data stream is lost", "equity": 10_012.3, "unrealized_pnl": 3.0, "net_pnl": 9.0},
+        **{"entries": 1, "closed": 2, "refusals": 3, "alarms": 1, "naked_ms": 1200, "naked_ms_longest": 1300},
+        **{"unwritten": 0, "rows_error": "", "recent": [event] * events},
+        "positions": [{**held, "symbol": f"S{number}USDT", "opened_at": T + number} for number in range(positions)],
+    }
+    mode = {"symbol": "", "mode": "paper", "reason": "to see it trade", "by": "somebody"}
+    return {"modes": [mode], "accounts": {"paper": account}, "waiting_for_lease": [], "live": None}
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(1, 40), st.integers(0, 40), st.integers(60, 200), st.integers(24, 90), st.sampled_from(["", "moved"])
+)
+def test_the_screen_with_trading_never_outgrows_the_terminal(
+    symbols: int, positions: int, width: int, height: int, said: str
+) -> None:
+    shown = facts(symbols) | {"trading": trading(positions)}
+
+    lines = drawn(screen(shown, 60, width, height, said), width)
+
+    assert len(lines) < height
+    assert max(map(len, lines)) <= width
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 40), (120, 50)])
+def test_the_screen_with_trading_shows_mode_money_positions_and_events(width: int, height: int) -> None:
+    shown = facts(30) | {"trading": trading(2)}
+
+    page = "\n".join(drawn(screen(shown, 60, width, height, "a price is moved"), width))
+
+    for words in ("PAPER", "equity 10,012.30", "a price is moved", "target S0USDT", "+4.50", "planted edge"):
+        assert words in page
+    if height > 24:
+        for words in ("S1USDT", "no, 1.2 s", "62,400.10"):
+            assert words in page
+
+
 def drawn(part: Any, width: int) -> list[str]:
     console = Console(width=width, file=io.StringIO(), record=True)
     console.print(part)

@@ -1,0 +1,262 @@
+"""`perpline mode`: where signals are traded."""
+
+import asyncio
+import json
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import aiohttp
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from perpline.bootstrap import utc_text
+from perpline.cli.books import Head, fitting_table, short_times
+from perpline.cli.database import who, with_store
+from perpline.cli.options import ConfigOption, DatabaseOption, JsonOption, print_json, stderr
+from perpline.cli.status import fetch_status
+from perpline.common.clock import SystemClock
+from perpline.common.config import Settings, load_settings
+from perpline.common.errors import NeedsPerson
+from perpline.endpoint import token_file
+from perpline.exchange.binance.credentials import load_credentials
+from perpline.storage.store import Store
+from perpline.trading.mode import ALL, InForce, Mode, ModeRow, Positions, last_examination, mode_rows, set_mode
+
+app = typer.Typer(help="Show and set where signals are traded: off, paper or live.", no_args_is_help=True)
+
+SymbolsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[SYMBOL]...", help="Only these; default: all.", show_default=False)
+]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is stored with the change.")]
+PositionsOption = Annotated[
+    Literal["keep", "protect", "flatten"],
+    typer.Option(
+        "--positions",
+        help="What becomes of open positions: keep them under stop, target and time limit; protect, leave them to the "
+        "stop that rests at the exchange; flatten, close them.",
+    ),
+]
+PortOption = Annotated[int | None, typer.Option(help="Port of the running worker's endpoint.", show_default=False)]
+
+FOREVER = "forever"
+HISTORY = 20
+_UNITS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_STYLE = {Mode.OFF: "dim", Mode.PAPER: "cyan", Mode.LIVE: "bold yellow"}
+
+
+@app.command()
+def show(
+    status_port: PortOption = None,
+    database: DatabaseOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which mode is in force, for all and for single symbols, and the last changes.
+
+    Example: perpline mode show
+    """
+    settings = _settings(config, database, status_port)
+    rows = with_store(settings, mode_rows, read_only=True)
+    now = asyncio.run(_now(settings))
+    in_force = InForce(rows)
+    standing = [in_force.of_all, *in_force.of_symbols.values()]
+    if as_json:
+        facts = {"now": now, "modes": [_facts(row, now) for row in standing]}
+        print_json({**facts, "history": [_facts(row, now) for row in rows[: -HISTORY - 1 : -1]]})
+        return
+    console = Console(highlight=False)
+    console.print(_table(standing, now, console))
+    if rows:
+        console.print("\nlast changes", style="bold")
+        console.print(_table(rows[: -HISTORY - 1 : -1], now, console))
+
+
+@app.command()
+def off(
+    symbols: SymbolsArgument = None,
+    reason: ReasonOption = "",
+    positions: PositionsOption = "keep",
+    status_port: PortOption = None,
+    database: DatabaseOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Trade nothing. Signals are still made, stored and published.
+
+    Example: perpline mode off --reason "news at 13:30" --positions flatten
+    """
+    _set(Mode.OFF, symbols, reason, positions, None, _settings(config, database, status_port), as_json)
+
+
+@app.command()
+def paper(
+    symbols: SymbolsArgument = None,
+    lasts: Annotated[
+        str | None, typer.Option("--for", metavar="8h", help="Then off; default: until it is changed.")
+    ] = None,
+    reason: ReasonOption = "",
+    positions: PositionsOption = "keep",
+    status_port: PortOption = None,
+    database: DatabaseOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Trade on paper, at the prices of the live market.
+
+    Example: perpline mode paper --reason "to see it trade"
+    """
+    _set(Mode.PAPER, symbols, reason, positions, lasts, _settings(config, database, status_port), as_json)
+
+
+@app.command()
+def live(
+    symbols: SymbolsArgument = None,
+    lasts: Annotated[
+        str, typer.Option("--for", metavar="8h", help="How long, then off: 30m, 8h, 2d, or forever.")
+    ] = "",
+    reason: ReasonOption = "",
+    positions: PositionsOption = "keep",
+    confirm: Annotated[
+        bool, typer.Option("--confirm-live", help="Orders with real money are meant; asked for the first time.")
+    ] = False,
+    status_port: PortOption = None,
+    database: DatabaseOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Trade at the exchange, with real money. Wants keys, a passed `perpline doctor` and a time.
+
+    Example: perpline mode live BTCUSDT --for 8h --reason "first day" --confirm-live
+    """
+    if not lasts:
+        raise typer.BadParameter("live is set for a time: --for 8h, or --for forever", param_hint="--for")
+    settings = _settings(config, database, status_port)
+    _set(Mode.LIVE, symbols, reason, positions, lasts, settings, as_json, confirm)
+
+
+def _set(
+    mode: Mode,
+    symbols: list[str] | None,
+    reason: str,
+    positions: Positions,
+    lasts: str | None,
+    settings: Settings,
+    as_json: bool,
+    confirm: bool = False,
+) -> None:
+    if not reason.strip():
+        raise typer.BadParameter("a change of mode has a reason", param_hint="--reason")
+    lasts_ms = None if lasts in (None, FOREVER) else _duration_ms(str(lasts))
+    names = [_symbol(name) for name in symbols or ()]
+    unknown = [] if isinstance(settings.symbols, str) else [name for name in names if name not in settings.symbols]
+    for name in unknown:
+        stderr.print(f"{name} is none of the symbols in these settings", style="yellow", highlight=False)
+
+    async def work(store: Store) -> list[ModeRow]:
+        if mode == Mode.LIVE:
+            await check_live(store, settings, confirm)
+        now = await _now(settings)
+        until = None if lasts_ms is None else now + lasts_ms
+        asked: dict[str, Any] = {"positions": positions, "by": who(), "reason": reason, "slot": settings.slot}
+        await set_mode(store, names, mode, now=now, until=until, **asked)
+        await wake_worker(settings)
+        return (await mode_rows(store))[-max(1, len(dict.fromkeys(names))) :]
+
+    rows = with_store(settings, work)
+    if as_json:
+        print_json({"changed": [_facts(row, row.changed_at) for row in rows]})
+        return
+    for row in rows:
+        until = "" if row.until is None else f" until {utc_text(row.until)}"
+        print(f"{row.symbol or 'all symbols'}: {row.mode}{until}; open positions: {row.positions}")
+
+
+async def check_live(store: Store, settings: Settings, confirm: bool) -> None:
+    """Raises NeedsPerson where live trading must not begin."""
+    keys = load_credentials(settings, os.environ)
+    if keys is None:
+        raise NeedsPerson("live trading needs an API key: set api_key_file (docs/trading.md, Keys)")
+    examination = await last_examination(store, keys.fingerprint)
+    if examination is None:
+        raise NeedsPerson("these keys have not been examined: perpline doctor does, and must pass before live trading")
+    if not examination.passed:
+        raise NeedsPerson("perpline doctor found something that must be mended before live trading: run it again")
+    if not confirm and not any(row.mode == Mode.LIVE for row in await mode_rows(store)):
+        raise NeedsPerson("this would be the first live trading: add --confirm-live if real money is meant")
+
+
+async def _now(settings: Settings) -> int:
+    """The market's time: the running worker's, for at a simulated exchange the host's is another one."""
+    try:
+        return int((await fetch_status(settings.data_dir, settings.status_port))["now"])
+    except NeedsPerson:
+        return SystemClock().now_ms()
+
+
+async def wake_worker(settings: Settings) -> None:
+    """Have the worker look at once. Where none answers nothing is lost: it looks each second, and when it starts."""
+    try:
+        access = json.loads(token_file(settings.data_dir, settings.status_port).read_text())
+        headers = {"Authorization": f"Bearer {access['token']}"}
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session,
+            session.post(f"{access['url']}/control", headers=headers),
+        ):
+            pass
+    except (OSError, ValueError, KeyError, TypeError, aiohttp.ClientError, TimeoutError):
+        return
+
+
+def _duration_ms(text: str) -> int:
+    found = re.fullmatch(r"(\d{1,5})([mhd])", text.strip().lower())
+    if found is None or int(found[1]) == 0:
+        raise typer.BadParameter(f"no duration: {text!r}; 30m, 8h or 2d is one", param_hint="--for")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def _symbol(name: str) -> str:
+    if not re.fullmatch(r"\w{1,40}", name):
+        raise typer.BadParameter(f"{name!r} is no symbol", param_hint="SYMBOL")
+    return name.upper()
+
+
+def _facts(row: ModeRow, now: int) -> dict[str, Any]:
+    facts: dict[str, Any] = msgspec.to_builtins(row)
+    return {**facts, "symbol": row.symbol or None, "now": row.at(now)}
+
+
+def _table(rows: list[ModeRow], now: int, console: Console) -> Table:
+    heads = [
+        Head("symbol"),
+        Head("mode"),
+        Head("until", rank=1 if any(row.until for row in rows) else 9),
+        Head("positions", rank=2 if any(row.positions != "keep" for row in rows) else 8),
+        Head("since", rank=3),
+        Head("by", rank=4),
+        Head("reason"),
+    ]
+    when = short_times(time for row in rows for time in (row.until, row.changed_at or None))
+    shown: list[list[Text | str]] = [
+        [
+            "all" if row.symbol == ALL else row.symbol,
+            Text(f"off ({row.mode} is over)", _STYLE[Mode.OFF])
+            if row.is_over(now)
+            else Text(row.mode, _STYLE[row.mode]),
+            when(row.until),
+            row.positions,
+            when(row.changed_at or None),
+            row.by,
+            Text(row.reason),
+        ]
+        for row in rows
+    ]
+    return fitting_table(heads, shown, console)
+
+
+def _settings(config: Path | None, database: str | None, status_port: int | None) -> Settings:
+    return load_settings(config, os.environ, {"database_url": database, "status_port": status_port})
