@@ -16,6 +16,7 @@ from bench.latency import latency as bench_latency
 from bench.results import RESULTS, Table, as_json, show, surroundings, write
 from bench.route import route as bench_route
 from bench.start import start as bench_start
+from bench.stops import stops as bench_stops
 from bench.workers import workers as bench_workers
 from perpline.cli.options import print_json
 from perpline.common.telemetry import configure_logging
@@ -134,6 +135,23 @@ def start(
 
 
 @app.command()
+def stops(
+    positions: Annotated[list[int], typer.Option("--positions", min=1, max=2000, help="Open; more than once.")] = (
+        DEFAULT_SYMBOLS
+    ),
+    firings: Annotated[int, typer.Option("--firings", min=1, help="Turns in which one of them fires.")] = 300,
+    as_json_line: JsonOption = False,
+    to_file: WriteOption = False,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """From a mark price frame at the socket to the order that closes a position, written to the order socket.
+
+    Example: python -m bench stops --positions 30 --firings 100
+    """
+    _run("stops", [partial(bench_stops, positions, firings)], as_json_line, to_file, results)
+
+
+@app.command()
 def labels(
     minutes: Annotated[int, typer.Option("--minutes", min=1000, help="Rows; a year has 525,600.")] = 525_600,
     rounds: RoundsOption = 5,
@@ -169,11 +187,11 @@ def features(
 
 @app.command(name="all")
 def everything(to_file: WriteOption = False, results: ResultsOption = RESULTS) -> None:
-    """Every benchmark, one after the other, with its defaults: about ten minutes.
+    """Every benchmark, one after the other, with its defaults: about eleven minutes.
 
     Example: python -m bench all --write
     """
-    for benchmark in (route, latency, close, workers, start, features, labels):
+    for benchmark in (route, latency, close, workers, start, stops, features, labels):
         benchmark(to_file=to_file, results=results)
 
 

@@ -14,6 +14,7 @@ from bench.latency import latency
 from bench.results import Table, write
 from bench.route import decode_plain, route
 from bench.start import start
+from bench.stops import stops
 from bench.workers import workers
 from redis import Redis
 
@@ -41,7 +42,7 @@ def last_line(*arguments: str) -> dict[str, Any]:
 
 
 def test_without_a_name_the_benchmarks_are_listed() -> None:
-    assert {"route", "latency", "close", "workers", "start", "all"} <= set(bench("--help").stdout.split())
+    assert {"route", "latency", "close", "workers", "start", "stops", "all"} <= set(bench("--help").stdout.split())
 
 
 def test_an_unknown_benchmark_is_wrong_usage() -> None:
@@ -145,6 +146,20 @@ def test_start_measures_a_cold_and_a_warm_store() -> None:
         assert windows_s > 0
         assert requests > 0
         assert now_mb is None or 0 < now_mb <= peak_mb
+
+
+def test_stops_measures_one_and_all_firing_with_both_kinds_of_keys() -> None:
+    fired, entered = stops([2], 2, lambda line: None)
+
+    keys = ["HMAC", "Ed25519"]
+    assert [row[:2] for row in fired.rows] == [(which, key) for key in keys for which in ("one of 2", "all 2")]
+    for _, _, orders, p50, p99, most, outside_p50, outside_p99 in fired.rows:
+        assert orders >= 2
+        assert 0 < p50 <= p99 <= most
+        # The other process sees both ways over the socket besides.
+        assert p50 < outside_p50 <= outside_p99
+    assert [row[:3] for row in entered.rows] == [("1 others open", key, 2) for key in keys]
+    assert all(0 < p50 <= p99 <= most for *_, p50, p99, most in entered.rows)
 
 
 def test_a_table_is_printed_and_written(tmp_path: Path) -> None:
