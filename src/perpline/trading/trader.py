@@ -325,6 +325,8 @@ class Trader:
             self._curve.decided_by_person(change.row.changed_at, worth.equity)
         for position in self.manager.open_positions():
             self._follow_mode(position)
+            if position.position_id not in self._closing:
+                self._monitor.rearm(position)  # a level may have been touched while it was left to the exchange
 
     def on_differences(self, differences: Sequence[Difference]) -> None:
         """What a look at the exchange has found."""

@@ -290,6 +290,21 @@ async def test_positions_that_are_left_to_the_exchanges_stop_are_not_closed_by_o
         assert len(found.exchange.stops) == 2  # but it is seen to that it is there
 
 
+async def test_what_was_left_to_the_exchanges_stop_is_closed_by_ours_again_when_a_person_says_so(
+    tmp_path: Path,
+) -> None:
+    async with desk(tmp_path / "a.db", mode="live") as found:
+        await opened(found)
+        await found.set_mode("off", positions="protect")
+        found.clock.advance(1)
+        found.market(1979.0)
+        assert len(found.exchange.orders) == 1
+        await found.set_mode("live", positions="keep")
+        found.clock.advance(1)
+        found.market(1979.0)
+        assert len(found.exchange.orders) == 2
+
+
 async def test_the_stop_at_the_exchange_that_triggers_closes_the_position(tmp_path: Path) -> None:
     async with desk(tmp_path / "a.db", mode="live") as found:
         position = await opened(found)
