@@ -141,17 +141,30 @@ class LiveDesk:
         self.accounts.wake()
         await eventually(lambda: self.accounts.modes.row_of(next(iter(symbols), "")).mode == mode)
 
-    def signal(
-        self, symbol: str, side: int, *, tp_pct: float = 1.0, sl_pct: float = 1.0, horizon_s: int = 14_400
-    ) -> str:
-        """A signal of this instant, with levels around the mark price; returns its id."""
+    def signal(self, symbol: str, side: int, **changes: Any) -> str:
+        """A signal of this instant is traded; returns its id."""
+        decision = self.decision(symbol, side, **changes)
+        self.accounts.take_signals([decision])
+        return decision.signal_id
+
+    def decision(
+        self,
+        symbol: str,
+        side: int,
+        *,
+        tp_pct: float = 1.0,
+        sl_pct: float = 1.0,
+        horizon_s: int = 14_400,
+        valid_s: float = 30.0,
+    ) -> Decision:
+        """A decision of this instant, with levels around the mark price."""
         mark = self.marks.latest[symbol].mark_price
         rule = LabelRule(tp_pct, sl_pct, horizon_s, 14.0)
         target, stop = exit_prices(self.instruments[symbol], side, mark, rule)
         now = self.clock.exchange_now_ms()
         self._minute += 1
         close_time = now - now % 60_000 + self._minute  # not a minute's, so that a test may make many of them
-        decision = Decision(
+        return Decision(
             signal_id=signal_id("champion", "a test", symbol, close_time),
             slot="champion",
             symbol=symbol,
@@ -164,10 +177,8 @@ class LiveDesk:
             ref_mark=f"{Decimal(repr(mark)):f}",
             tp_price=target,
             sl_price=stop,
-            valid_until=now + 30_000,
+            valid_until=now + round(valid_s * 1000),
         )
-        self.accounts.take_signals([decision])
-        return decision.signal_id
 
     async def happens(self, incident: AnyIncident) -> None:
         """Let this happen at the exchange, and wait until it does."""

@@ -1,5 +1,7 @@
 """The live path on the simulated exchange, over sockets: signal, entry, stop, exit, and what may go wrong between."""
 
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
 
@@ -63,9 +65,28 @@ async def test_flatten_closes_everything_and_leaves_no_order(tmp_path: Path) -> 
         assert {row["exit_reason"] for row in await desk.rows("positions")} == {"flatten"}
 
 
-@pytest.mark.parametrize("kind", ["lost", "503a", "503a_taken", "408_taken", "503b", "503d", "500"])
-async def test_an_entry_whose_answer_fails_is_found_out_and_sent_once(tmp_path: Path, kind: str) -> None:
-    async with simulated(speed=60) as exchange, live_desk(exchange, tmp_path) as desk:
+async def side_by_side(play: Callable[[Path, str], Awaitable[None]], folder: Path, kinds: Sequence[str]) -> None:
+    """Play each kind on an exchange of its own, all at once: most of it is waiting."""
+
+    async def one(kind: str) -> None:
+        own = folder / kind
+        own.mkdir()
+        try:
+            await play(own, kind)
+        except BaseException as error:
+            error.add_note(f"with {kind}")
+            raise
+
+    await asyncio.gather(*(one(kind) for kind in kinds))
+
+
+async def test_an_entry_whose_answer_fails_is_found_out_and_sent_once(tmp_path: Path) -> None:
+    kinds = ["lost", "503a", "503a_taken", "408_taken", "503b", "503d", "500"]
+    await side_by_side(_entry_whose_answer_fails, tmp_path, kinds)
+
+
+async def _entry_whose_answer_fails(folder: Path, kind: str) -> None:
+    async with simulated(speed=60) as exchange, live_desk(exchange, folder) as desk:
         await desk.happens(RestFault(kind=kind, path="/fapi/v1/order", method="POST", times=1))
         desk.signal(BTC, 1)
         await eventually(lambda: desk.trader.statistics.entries == 1)
@@ -75,9 +96,12 @@ async def test_an_entry_whose_answer_fails_is_found_out_and_sent_once(tmp_path: 
         assert bool(desk.truth()["positions"]) is happened
 
 
-@pytest.mark.parametrize("kind", ["lost", "503a", "503a_taken", "503b", "500"])
-async def test_a_stop_whose_answer_fails_is_found_out_and_the_position_protected(tmp_path: Path, kind: str) -> None:
-    async with simulated(speed=60) as exchange, live_desk(exchange, tmp_path) as desk:
+async def test_a_stop_whose_answer_fails_is_found_out_and_the_position_protected(tmp_path: Path) -> None:
+    await side_by_side(_stop_whose_answer_fails, tmp_path, ["lost", "503a", "503a_taken", "503b", "500"])
+
+
+async def _stop_whose_answer_fails(folder: Path, kind: str) -> None:
+    async with simulated(speed=60) as exchange, live_desk(exchange, folder) as desk:
         await desk.happens(RestFault(kind=kind, path="/fapi/v1/algoOrder", method="POST", times=1))
         desk.signal(BTC, 1)
         await eventually(lambda: desk.truth()["positions"])

@@ -1,8 +1,10 @@
 import json
+import logging
 from pathlib import Path
 
 import apsw
 import pytest
+import structlog
 
 from perpline.cli.backfill import rest_settings
 from perpline.cli.main import main
@@ -18,6 +20,10 @@ def run(*arguments: str) -> int:
         return main(list(arguments))
     except SystemExit as ended:
         return int(ended.code or 0)
+    finally:
+        # Logs went to the captured stderr of this test, which the tests after it would find closed.
+        structlog.reset_defaults()
+        logging.basicConfig(force=True, handlers=[logging.NullHandler()])
 
 
 @pytest.fixture
