@@ -18,7 +18,7 @@ from bench.results import Table
 from perpline.domain.candle import MINUTE_MS
 from perpline.domain.market import RATIOS
 from perpline.features import kernel
-from perpline.features.batch import SymbolReplay, candle_rows
+from perpline.features.batch import SymbolReplay
 from perpline.features.catalogue import CATALOGUE, CORE, columns_of
 from perpline.features.live import LiveFeatures, compile_kernel
 from perpline.inference.artefact import LoadedModel
@@ -48,7 +48,7 @@ def features(minutes: int, years: int, symbols: list[int], closes: int, rounds: 
 
 def of_history(history: SymbolHistory, rounds: int, say: Say) -> Table:
     """Everybody's seconds for a symbol-year, in turns within one run."""
-    candles = candle_rows(history)
+    count = len(history.candles["open_time"])
     contestants: list[tuple[str, int, Callable[[], object]]] = [
         ("perpline, all series", len(CATALOGUE), partial(_replay, history)),
         ("perpline, candles only", 71, partial(_replay, _candles_only(history))),
@@ -65,9 +65,9 @@ def of_history(history: SymbolHistory, rounds: int, say: Say) -> Table:
             began = time.perf_counter()
             run()
             taken[name].append(time.perf_counter() - began)
-    scale = YEAR / len(candles)
+    scale = YEAR / count
     rows: list[tuple[str | float | int | None, ...]] = [
-        (name, columns, median(taken[name]) * scale, median(taken[name]) * 1e6 / len(candles) / columns)
+        (name, columns, median(taken[name]) * scale, median(taken[name]) * 1e6 / count / columns)
         for name, columns, _ in contestants
     ]
     return Table(
@@ -75,7 +75,7 @@ def of_history(history: SymbolHistory, rounds: int, say: Say) -> Table:
         ("who", "columns", "s per symbol-year", "µs per row and column"),
         rows,
         (
-            f"Medians of {rounds} turns over {len(candles):,} candles, scaled to a year of {YEAR:,}.",
+            f"Medians of {rounds} turns over {count:,} candles, scaled to a year of {YEAR:,}.",
             "pandas and polars: sums, deviations, extremes and means of returns, volume and range over five windows.",
         ),
     )

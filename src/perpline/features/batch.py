@@ -24,7 +24,12 @@ PRICE_KNOWN_AFTER_MS = 2 * MINUTE_MS
 LOOKBACK_MIN = lookback_of(CATALOGUE)
 
 CHUNK = 4_096
-"""Candles of a portion: two megabytes of vectors, which the caches hold until they are used."""
+"""Candles of a portion: two megabytes of vectors, which the caches hold until they are used. Also of what is made ready
+for the kernel at once: a whole history would have to be fetched page by page, which took a fifth of the time."""
+
+_Part = tuple[NDArray[Any], ...]
+"""known_at, times, values and what stands beside them, of the rows of a kind."""
+_NO_ROWS: _Part = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0))
 
 _CROSS_CHUNK = 90
 """Minutes that states may be ahead of the cross-section they are asked for."""
@@ -54,16 +59,9 @@ class Known(Struct, frozen=True):
     bounds: Integers
     """Rows of kind i lie in [bounds[i], bounds[i + 1])."""
 
-    def after(self, places: Integers) -> "Known":
-        """What is left when each kind has been read up to its place."""
-        parts = [np.arange(places[kind], self.bounds[kind + 1]) for kind in range(kernel.BOOK)]
-        keep = np.concatenate(parts)
-        return Known(self.known_at[keep], self.times[keep], self.values[keep], _bounds(parts))
 
-
-def candle_rows(history: SymbolHistory) -> Integers:
-    """int64 [n, 11], a row for each candle: the arguments of `kernel.push` from `minute` on."""
-    candles = history.candles
+def candle_columns(candles: Columns) -> Integers:
+    """int64 [11, n], a column for each candle: the arguments of `kernel.push` from `minute` on."""
     quote, bought, trades = candles["quote_volume"], candles["taker_buy_volume"], candles["trades"]
     whole = ~(np.isnan(quote) | np.isnan(bought)) & (trades >= 0)
     return np.stack(
@@ -80,7 +78,6 @@ def candle_rows(history: SymbolHistory) -> Integers:
             candles["synthetic"],
             whole,
         ],
-        axis=1,
         dtype=np.int64,
         casting="unsafe",
     )
@@ -88,26 +85,23 @@ def candle_rows(history: SymbolHistory) -> Integers:
 
 def known_rows(history: SymbolHistory) -> Known:
     """The rows of a history that are not candles or books."""
-    parts = [
-        *(
-            (bars["open_time"] + PRICE_KNOWN_AFTER_MS, bars["open_time"], bars["close"], bars["close"])
-            for bars in (history.mark, history.index, history.premium)
-        ),
-        _ordered(history.funding, "funding_time", "rate", "interval_hours"),
-        _ordered(history.open_interest, "time", "open_interest", "open_interest_value"),
-        *(
-            _ordered(history.ratios[ratio], "period_end", "value", "value")
-            for ratio in ("global_account", "top_account", "top_position")
-        ),
-    ]
-    known_at, times, values, beside = (np.concatenate([part[i] for part in parts]) for i in range(4))
-    return Known(known_at, times, np.stack([values, beside], axis=1), _bounds([part[0] for part in parts]))
+    return _together(_parts(history))
 
 
 def book_rows(history: SymbolHistory) -> Floats:
     """float64 [n, 9], a row for each minute: the arguments of `kernel.put_book`."""
     columns = ("minute", "bid", "bid_qty", "ask", "ask_qty", "spread_bps", "imbalance", "order_flow_imbalance")
     return np.stack([history.book[name].astype(np.float64) for name in (*columns, "updated_at")], axis=1)
+
+
+class _Ready(Struct, frozen=True):
+    """A portion of a history, as the kernel takes it."""
+
+    first: int
+    last: int
+    candles: Integers
+    known: Known
+    places: Integers
 
 
 class SymbolReplay:
@@ -122,23 +116,31 @@ class SymbolReplay:
         columns: Sequence[int] = range(kernel.WIDTH),
     ) -> None:
         self.ints, self.floats = kernel.new_states(1, lookback_min)
-        self._columns = np.array(columns, np.uint64)  # numba looks for negative places in signed ones
+        self._columns = len(columns)
+        self._runs = _runs(columns)
         self.ints[0, kernel.LISTED] = (listed_at or 0) // MINUTE_MS
         self._rules = rules()
-        self._candles = np.empty((0, 11), np.int64)
-        self._minutes = self._candles[:, 0]
+        self._candles: Columns = {}
+        self._minutes = np.empty(0, np.int64)
         self._next = 0
-        self._known = Known(*(np.empty(0, np.int64),) * 2, np.empty((0, 2)), np.zeros(kernel.BOOK + 1, np.int64))
+        self._parts: list[_Part] = [_NO_ROWS] * kernel.BOOK
+        self._known_by = [times for times, *_ in self._parts]
+        self._read = np.zeros(kernel.BOOK, np.int64)
         self._books = np.empty((0, 9))
-        self._places = np.zeros(kernel.BOOK + 1, np.int64)
+        self._ready = _nothing_ready()
 
     def take(self, history: SymbolHistory) -> None:
         """Take what follows on what was taken before, which `vectors` must have gone through."""
-        self._candles, self._next = candle_rows(history), 0
-        self._minutes = self._candles[:, 0].copy()  # in one piece: what is searched would else be copied at each search
-        self._known = _joined(self._known.after(self._places), known_rows(history))
-        self._books = np.concatenate([self._books[self._places[kernel.BOOK] :], book_rows(history)])
-        self._places = np.append(self._known.bounds[:-1], 0)
+        self._read_on()
+        left = [tuple(column[read:] for column in part) for part, read in zip(self._parts, self._read, strict=True)]
+        self._parts = [_joined(*both) for both in zip(left, _parts(history), strict=True)]
+        # What waits in front holds up what is behind it, as it would live.
+        self._known_by = [np.maximum.accumulate(part[0]) for part in self._parts]
+        self._read = np.zeros(kernel.BOOK, np.int64)
+        self._books = np.concatenate([self._books[self._ready.places[kernel.BOOK] :], book_rows(history)])
+        self._candles, self._next = history.candles, 0
+        self._minutes = history.candles["open_time"] // MINUTE_MS
+        self._ready = _nothing_ready()
 
     def vectors(
         self, start: int, end: int, limit: int | None = None, into: Singles | None = None
@@ -150,26 +152,51 @@ class SymbolReplay:
         first = self._next
         last = int(np.searchsorted(self._minutes, -(-end // MINUTE_MS) - 1))
         last = max(first, last if limit is None else min(last, first + limit))
-        out = np.empty((last - first, len(self._columns)), np.float32) if into is None else into
-        count = kernel.replay(
-            self.ints[0],
-            self.floats[0],
-            self._candles,
-            first,
-            last,
-            self._known.known_at,
-            self._known.times,
-            self._known.values,
-            self._known.bounds,
-            self._places,
-            self._books,
-            self._rules,
-            -(-start // MINUTE_MS) - 1,
-            self._columns,
-            out,
-        )
-        self._next = last
+        out = np.empty((last - first, self._columns), np.float32) if into is None else into
+        count = 0
+        while self._next < last:
+            if self._next == self._ready.last:
+                self._make_ready()
+            ready, upto = self._ready, min(last, self._ready.last)
+            count += kernel.replay(
+                self.ints[0],
+                self.floats[0],
+                ready.candles,
+                self._next - ready.first,
+                upto - ready.first,
+                ready.known.known_at,
+                ready.known.times,
+                ready.known.values,
+                ready.known.bounds,
+                ready.places,
+                self._books,
+                self._rules,
+                -(-start // MINUTE_MS) - 1,
+                self._runs,
+                out[count:],
+            )
+            self._next = upto
         return (self._minutes[last - count : last] + 1) * MINUTE_MS, out[:count]
+
+    def _make_ready(self) -> None:
+        """The next portion of candles, and what becomes known until the last of them closes."""
+        self._read_on()
+        first, last = self._next, min(self._next + CHUNK, len(self._minutes))
+        until = (int(self._minutes[last - 1]) + 1) * MINUTE_MS
+        upto = [np.searchsorted(known_by, until, side="right") for known_by in self._known_by]
+        known = _together(
+            [
+                tuple(column[read:to] for column in part)
+                for part, read, to in zip(self._parts, self._read, upto, strict=True)
+            ]
+        )
+        candles = candle_columns({name: column[first:last] for name, column in self._candles.items()})
+        places = np.append(known.bounds[:-1], self._ready.places[kernel.BOOK])
+        self._ready = _Ready(first, last, candles, known, places)
+
+    def _read_on(self) -> None:
+        """Of each kind, how far the kernel has come."""
+        self._read += self._ready.places[:-1] - self._ready.known.bounds[:-1]
 
     def run(
         self, history: SymbolHistory, start: int, end: int, *, chunk: int = CHUNK, reuse: bool = False
@@ -177,8 +204,8 @@ class SymbolReplay:
         """`take` this, and `vectors` of all its candles in portions; with `reuse` each is written over the one before,
         in memory that the caches hold: a new array has to be fetched page by page."""
         self.take(history)
-        into = np.empty((chunk, len(self._columns)), np.float32) if reuse else None
-        for _ in range(0, len(self._candles), chunk):
+        into = np.empty((chunk, self._columns), np.float32) if reuse else None
+        for _ in range(0, len(self._minutes), chunk):
             times, vectors = self.vectors(start, end, chunk, into)
             if len(times):
                 yield times, vectors
@@ -241,6 +268,33 @@ class UniverseReplay:
                 part[symbol][1][at] = vector
 
 
+def _parts(history: SymbolHistory) -> list[_Part]:
+    return [
+        *(
+            (bars["open_time"] + PRICE_KNOWN_AFTER_MS, bars["open_time"], bars["close"], bars["close"])
+            for bars in (history.mark, history.index, history.premium)
+        ),
+        _ordered(history.funding, "funding_time", "rate", "interval_hours"),
+        _ordered(history.open_interest, "time", "open_interest", "open_interest_value"),
+        *(
+            _ordered(history.ratios[ratio], "period_end", "value", "value")
+            for ratio in ("global_account", "top_account", "top_position")
+        ),
+    ]
+
+
+def _nothing_ready() -> _Ready:
+    known = _together([_NO_ROWS] * kernel.BOOK)
+    return _Ready(0, 0, np.empty((11, 0), np.int64), known, np.zeros(kernel.BOOK + 1, np.int64))
+
+
+def _runs(columns: Sequence[int]) -> Integers:
+    """int64 [n, 2]: first and last + 1 of columns that follow on each other."""
+    ends = [i for i in range(1, len(columns)) if columns[i] != columns[i - 1] + 1]
+    spans = zip([0, *ends], [*ends, len(columns)], strict=True)
+    return np.array([(columns[first], columns[last - 1] + 1) for first, last in spans], np.int64)
+
+
 def _units(amounts: NDArray[np.float64], scale: int) -> Integers:
     return np.minimum(np.rint(amounts * scale), LARGEST_UNITS).astype(np.int64)
 
@@ -255,25 +309,18 @@ def _ordered(columns: Columns, time: str, value: str, beside: str) -> tuple[NDAr
     return tuple(columns[name] for name in names)
 
 
-def _joined(left: Known, new: Known) -> Known:
-    """Both, kind by kind, what was left from before first."""
-    if not len(left.times):
+def _joined(left: _Part, new: _Part) -> _Part:
+    """The rows of a kind, those left from before first; they may have become known later than the first of the new."""
+    if not len(left[0]):
         return new
-    parts = []
-    for kind in range(kernel.BOOK):
-        for source in (left, new):
-            part = slice(source.bounds[kind], source.bounds[kind + 1])
-            parts.append((source.known_at[part], source.times[part], source.values[part]))
-    known_at, times, values = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    joined = Known(known_at, times, values, left.bounds + new.bounds)
-    # What was left may have become known later than the first of the new.
-    order = np.concatenate(
-        [
-            joined.bounds[kind] + np.argsort(known_at[joined.bounds[kind] : joined.bounds[kind + 1]], kind="stable")
-            for kind in range(kernel.BOOK)
-        ]
-    )
-    return Known(known_at[order], times[order], values[order], joined.bounds)
+    joined = tuple(np.concatenate(columns) for columns in zip(left, new, strict=True))
+    order = np.argsort(joined[0], kind="stable")
+    return tuple(column[order] for column in joined)
+
+
+def _together(parts: Sequence[_Part]) -> Known:
+    known_at, times, values, beside = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return Known(known_at, times, np.stack([values, beside], axis=1), _bounds([part[0] for part in parts]))
 
 
 def _bounds(parts: Sequence[NDArray[Any]]) -> Integers:

@@ -1,5 +1,6 @@
 """The vectors of the minutes that just closed: windows of contiguous 1m candles, and what else is known by then."""
 
+import math
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
@@ -183,6 +184,18 @@ class LiveFeatures:
         """Whether fewer than `lookback_min` minutes are held because a hole restarted the window."""
         row = self._rows[symbol]
         return bool(self._ints[row, kernel.GAP]) and self.held(symbol) < lookback_min
+
+    def volatility(self, symbol: str, minutes: int) -> float | None:
+        """Of one minute's log return around zero, over the last `minutes` closed ones; None where fewer are held."""
+        row = self._rows.get(symbol)
+        if row is None or self.held(symbol) <= minutes:
+            return None
+        state, last = self._ints[row], int(self._ints[row, kernel.LAST])
+        newest, oldest = (
+            kernel.DAY + (each % kernel.DAY_MINUTES) * kernel.DAY_COLUMNS for each in (last, last - minutes)
+        )
+        squares = int(state[newest + kernel.K2] - state[oldest + kernel.K2])
+        return math.sqrt(squares / minutes) * 32.0 * kernel.LOG_UNIT
 
     def vectors(self, symbols: Sequence[str]) -> Singles:
         """float32 [len(symbols), len(CATALOGUE)]: each symbol's features at the close of its newest candle, NaN by the

@@ -42,7 +42,7 @@ from perpline.domain.order import (
 )
 from perpline.domain.signal import Decision, Message, Status
 from perpline.storage.store import TRADING_TABLES, Row, Store
-from perpline.trading.equity import EquityCurve
+from perpline.trading.equity import DAY_MS, EquityCurve
 from perpline.trading.mode import Change, ModeRow, Modes
 from perpline.trading.order_manager import Changes, Event, OrderManager, OrderRecord, StopRecord
 from perpline.trading.position import Position
@@ -110,6 +110,8 @@ class TradedMarket(Struct, frozen=True):
     mark: Callable[[str], MarkPrice | None]
     book: Callable[[str], BookTicker | None]
     instrument: Callable[[str], Instrument | None]
+    volatility: Callable[[str], float | None] = lambda symbol: None
+    """Standard deviation of one minute's return."""
 
 
 class TraderStatistics(Struct):
@@ -233,10 +235,13 @@ class Trader:
         for each in positions:
             if each["exit_reason"] in _STOPPED and each["closed_at"] is not None:
                 self._last_stop_at[each["symbol"]] = max(self._last_stop_at.get(each["symbol"], 0), each["closed_at"])
-        equity = [tables["equity"].named(row) for row in await store.trading_rows("equity", mine)]
+        counts_from = max((row.changed_at for row in self._modes.rows() if row.mode == self.account), default=0)
+        today = self._clock.exchange_now_ms() // DAY_MS * DAY_MS
+        rows = await store.trading_rows("equity", mine, since=min(counts_from, today))
+        equity = [tables["equity"].named(row) for row in rows]
         self._curve = EquityCurve(
             [(each["minute"], Decimal(each["equity"])) for each in equity],
-            counts_from=max((row.changed_at for row in self._modes.rows()), default=0),
+            counts_from=counts_from,
         )
 
     async def recover(self) -> None:
@@ -321,7 +326,8 @@ class Trader:
     def on_mode_changed(self, change: Change) -> None:
         """Act on what is open as the new row says."""
         worth = self._worth()
-        if worth is not None and change.row.changed_at > 0:
+        # That its time is over is no decision of anybody's, and off is not one to go on.
+        if worth is not None and change.new == self.account:
             self._curve.decided_by_person(change.row.changed_at, worth.equity)
         for position in self.manager.open_positions():
             self._follow_mode(position)
@@ -488,6 +494,8 @@ class Trader:
             equity=worth.equity,
             day_equity=self._curve.day_equity(worth.equity),
             peak_equity=self._curve.peak_equity(worth.equity),
+            worst_drawdown_pct=self._curve.worst_drawdown_pct,
+            volatility=self._market.volatility(decision.symbol),
             available=worth.available,
             last_stop_at=self._last_stop_at.get(decision.symbol),
             blocked=self.blocked,

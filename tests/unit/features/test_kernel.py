@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from feature_oracle import oracle
 from perpline.domain.candle import quantised_log
 from perpline.features import kernel
-from perpline.features.batch import SymbolReplay, UniverseReplay, vectors_of
+from perpline.features.batch import CHUNK, SymbolReplay, UniverseReplay, vectors_of
 from perpline.features.catalogue import CATALOGUE, COLUMN, KERNEL_ABI, columns_of
 from perpline.features.compiled import part
 from perpline.features.live import LiveFeatures
@@ -318,6 +318,20 @@ def test_portions_change_nothing(data: st.DataObject) -> None:
 
     assert (bits(chunked) == bits(whole)).all()
     assert (bits(np.concatenate(pieces)) == bits(whole)).all()
+
+
+def test_chosen_columns_are_those_of_the_whole_vector_however_they_are_asked_for() -> None:
+    history = world(CHUNK + 900, 5, exchange_keeps=0.97)
+    _, whole = rows(history)
+    columns = [3, 0, 1, 2, 66, 67, 117]
+    replay, pieces = SymbolReplay(listed_at=LISTED, columns=columns), []
+
+    replay.take(history)
+    while len(made := replay.vectors(0, 1 << 60, 700)[1]):
+        pieces.append(made)
+
+    assert len(pieces) == 8
+    assert (bits(np.concatenate(pieces)) == bits(whole[:, columns])).all()
 
 
 def test_a_price_times_ten_and_a_volume_times_eight_leave_what_has_no_unit() -> None:

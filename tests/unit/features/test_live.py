@@ -24,6 +24,18 @@ CROSS = [column for column, feature in enumerate(CATALOGUE) if feature.group == 
 SHORT = SCHEMAS["candles_day"]
 
 
+def test_the_volatility_of_a_symbol_is_the_one_that_the_features_tell() -> None:
+    features = LiveFeatures(["BTCUSDT"], 241)
+    draw = random.Random(1)
+    for minute in range(241):
+        assert features.volatility("BTCUSDT", 240) is None
+        features.add(plain(minute, 100.0 + draw.uniform(-1, 1)))
+
+    told = features.vectors(["BTCUSDT"])[0, COLUMN["rv_240"]]
+    assert features.volatility("BTCUSDT", 240) == pytest.approx(math.exp(told) - 1e-6, rel=1e-5)
+    assert features.volatility("NOSUCH", 240) is None
+
+
 def plain(minute: int, close: float = 100.0, volume: float = 0.0, bought: float = 0.0) -> Candle:
     log = math.floor(math.log(close) * 2**30 + 0.5)
     prices = dict.fromkeys(("open", "high", "low", "close"), close)
