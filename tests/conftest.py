@@ -8,6 +8,8 @@ import pytest
 from postgres_server import NoPostgres, PostgresDatabase, PostgresServer, new_postgres_database
 from valkey_server import NoValkey, ValkeyServer
 
+FULL_TIMEOUT_S = 1800
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="also the tests marked full, which take long")
@@ -18,10 +20,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--full"):
-        for item in items:
-            if item.get_closest_marker("full"):
-                item.add_marker(pytest.mark.skip(reason="with --full only"))
+    for item in items:
+        if not item.get_closest_marker("full"):
+            continue
+        if not config.getoption("--full"):
+            item.add_marker(pytest.mark.skip(reason="with --full only"))
+        elif not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(FULL_TIMEOUT_S))
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,13 @@
-"""A process that trades and kills itself at one step: `python -m tests.mortal_desk SETTINGS NOW_MS SIGNALS`.
-
-`NOW_MS` is the exchange's time at the start. With DIE_AT in the environment (a `Step`) it sets the mode of ACCOUNT, takes
-SIGNALS (a JSON list of [symbol, side, valid for market seconds]) as a worker takes its decisions, committed before they
-are traded, and dies by SIGKILL where DIE_AT says. Without it says "ready" once it trades, and lives until it is killed.
-"""
+"""What runs in a process that trades and kills itself at one step."""
 
 import asyncio
-import json
 import os
 import random
 import signal
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +48,38 @@ class Afar:
     symbols: tuple[str, ...]
 
 
-async def main(settings_path: str, now_ms: str, signals: str) -> None:
-    settings = load_settings(Path(settings_path), {}, {})
-    store = SqliteStore(Path(settings_path).parent / "live.db")
+Wanted = Sequence[tuple[str, int, float]]
+"""Signals: symbol, side, valid for so many market seconds."""
+
+
+def trade(
+    settings: Path, account: str, now_ms: int, tells: Connection, step: Step | None = None, signals: Wanted = ()
+) -> None:
+    """A process's life; `now_ms` is the exchange's time at its start.
+
+    With a step it sets the mode of its account and takes the signals as a worker takes its decisions, committed before
+    they are traded, and dies by SIGKILL at that step. Without, it tells "ready" once it trades and lives until it is
+    killed. What it logs is in `log` beside the settings.
+    """
+    log = os.open(settings.parent / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    asyncio.run(_trade(settings, account, now_ms, tells, step, signals))
+
+
+async def _trade(path: Path, account: str, now_ms: int, tells: Connection, step: Step | None, signals: Wanted) -> None:
+    settings = load_settings(path, {}, {})
+    store = SqliteStore(path.parent / "live.db")
     await store.open()
-    afar = Afar(SystemClock(settings.clock_speed, anchor_ms=int(now_ms)), tuple(settings.symbols))
+    afar = Afar(SystemClock(settings.clock_speed, anchor_ms=now_ms), tuple(settings.symbols))
     desk = LiveDesk(afar, settings, store, random.Random(1))  # type: ignore[arg-type]
     await desk.open()
     await desk.ready()
-    step, account = os.environ.get("DIE_AT"), os.environ["ACCOUNT"]
     if step is not None:
         await desk.set_mode(account)
-        Death(desk, account).comes_at(Step(step))
-        await take(desk, [desk.decision(symbol, side, valid_s=valid) for symbol, side, valid in json.loads(signals)])
-    os.write(1, b"ready\n")
+        Death(desk, account).comes_at(step)
+        await take(desk, [desk.decision(symbol, side, valid_s=valid) for symbol, side, valid in signals])
+    tells.send("ready")
     await asyncio.gather(*desk.tasks)
 
 
@@ -133,7 +145,6 @@ class Death:
 
 
 def _die() -> None:
-    os.write(1, b"dies\n")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -185,7 +196,3 @@ def _is_resting_stop(report: Any) -> bool:
 
 def _has_resting_stop(rows: Any, *_: Any) -> bool:
     return any("stop_market" in row and StopStatus.NEW in row for row in rows.get("orders", ()))
-
-
-if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))

@@ -33,7 +33,7 @@ from perpline.trading.mode import Change, Modes
 from perpline.trading.order_manager import OrderManager
 from perpline.trading.paper import PaperExecutor, estimated_price
 from perpline.trading.reconcile import Reconciler
-from perpline.trading.risk import Risk
+from perpline.trading.risk import Risk, bold_settings
 from perpline.trading.trader import LEASE_MS, TradedMarket, Trader
 from perpline.websocket.user_stream import UserStream
 
@@ -110,6 +110,8 @@ class Accounts:
 
     async def run(self) -> None:
         """Trade for as long as the process lives."""
+        for told in bold_settings(Risk.of(self._settings)):
+            log.warning("limits_allow_much", told=told, action="trading")
         await self._first_look()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._look_at_modes(), name="modes")
@@ -247,7 +249,23 @@ class Accounts:
             if taken is None:
                 return
 
-    def _trader(self, account: Account, run: int, executor: Any, **more: Any) -> Trader:
+    async def _live_runs(self) -> tuple[int, int]:
+        """The numbers of the first live run on these tables, and of this one. Raises Unavailable.
+
+        The first is drawn by lot: two perplines on one account, each with its own tables and both with the same
+        signals, must not make the same client ids."""
+        counters, name, first_name = TRADING_TABLES["counters"], "run:live", "run:live:first"
+        stored = await self._store.trading_rows("counters", {"name": first_name})
+        if stored:
+            first = int(counters.named(stored[0])["value"])
+        else:
+            first = self._rng.randrange(36**3, 36**4)
+            values = {first_name: first, name: first - 1}
+            rows = [counters.row({"name": each, "value": value}) for each, value in values.items()]
+            await self._store.commit_trading({"counters": rows})
+        return first, await self._store.next_number(name)
+
+    def _trader(self, account: Account, first_run: int, run: int, executor: Any, **more: Any) -> Trader:
         settings = self._settings
         return Trader(
             account=account,
@@ -255,7 +273,7 @@ class Accounts:
             store=self._store,
             slot=settings.slot,
             modes=self.modes,
-            manager=OrderManager(account, run),
+            manager=OrderManager(account, run, first_run=first_run),
             risk=Risk.of(settings),
             market=self._market,
             executor=executor,
@@ -292,7 +310,7 @@ class Accounts:
             on_refused=lambda client_id, error: trader.on_refused(client_id, error),
             on_income=lambda income: trader.on_report(income),
         )
-        trader = self._trader("paper", run, paper, worth=paper.snapshot)
+        trader = self._trader("paper", 1, run, paper, worth=paper.snapshot)
         await _patiently(self._clock, paper.open)
         await _patiently(self._clock, trader.open)
         self._paper, self.traders["paper"] = paper, trader
@@ -301,7 +319,7 @@ class Accounts:
 
     async def _run_live(self) -> None:
         assert self._credentials is not None
-        run = await _patiently(self._clock, partial(self._store.next_number, "run:live"))
+        first_run, run = await _patiently(self._clock, self._live_runs)
         live = _LiveAccount(
             self._settings,
             self._clock,
@@ -310,7 +328,7 @@ class Accounts:
             self._weight,
             self._measure_offset,
             market=self._market,
-            make_trader=partial(self._trader, "live", run),
+            make_trader=partial(self._trader, "live", first_run, run),
         )
         await _patiently(self._clock, live.trader.open)
         self.live, self.traders["live"] = live, live.trader

@@ -73,7 +73,10 @@ FUTURE_TOLERANCE_MS = 5 * MINUTE_MS
 LOOK_AT_FIELDS_EVERY = 16
 """Live, so many messages are routed for each one whose field names are checked; a replay checks all."""
 
-LEAST_LOOKBACK_MIN = 241
+VOLATILITY_MIN = 240
+"""Minutes of the volatility by which positions are sized."""
+
+LEAST_LOOKBACK_MIN = VOLATILITY_MIN + 1
 """Minutes held where no model says how many it needs."""
 
 FIRST_ANSWER_S = 20.0
@@ -523,7 +526,12 @@ def make_accounts(parts: Parts, rest: BinanceRest, rng: random.Random) -> Accoun
         parts.clock,
         parts.store,
         rng,
-        market=TradedMarket(parts.marks.latest.get, parts.books.get, parts.instruments.get),
+        market=TradedMarket(
+            parts.marks.latest.get,
+            parts.books.get,
+            parts.instruments.get,
+            lambda symbol: parts.features.volatility(symbol, VOLATILITY_MIN),
+        ),
         wake_publisher=parts.publisher.wake,
         default_levels_pct=levels_pct,
         credentials=load_credentials(parts.settings, os.environ),

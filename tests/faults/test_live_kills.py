@@ -4,9 +4,8 @@ The processes are real ones (`tests/mortal_desk.py`), the exchange is in this on
 """
 
 import asyncio
-import json
+import multiprocessing
 import os
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -17,12 +16,13 @@ from typing import Any
 import apsw
 import pytest
 from tests.live_desk import KEY
-from tests.mortal_desk import Step
+from tests.mortal_desk import Step, Wanted, trade
 from tests.running import settings_file, simulated
 
 from perpline.simulation.incidents import UserEvents
 from perpline.simulation.script import Row
 from perpline.simulation.server import SimulatedExchange
+from perpline.storage.store import TRADING_TABLES
 
 SPEED = 30.0
 VALID_S = 590.0
@@ -30,8 +30,10 @@ VALID_S = 590.0
 AT_ONCE = 4
 """Stages side by side."""
 BTC, ETH = "BTCUSDT", "ETHUSDT"
-ROOT = Path(__file__).parents[2]
-CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("PERPLINE_", "XDG_"))}
+WITHIN_S = 25.0
+LOOK_S = 0.03
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.mortal_desk"])
 
 TO_STOP = (
     Step.DECIDED,
@@ -47,64 +49,79 @@ TO_STOP = (
 TO_EXIT = (Step.FIRED, Step.CLOSE_SENT, Step.CLOSE_FILLED, Step.ROWS_WAIT_CLOSED)
 
 
+class Process:
+    """One that trades (`tests.mortal_desk.trade`), forked from one that has imported everything already."""
+
+    def __init__(self, settings: Path, account: str, now_ms: int, step: Step | None, signals: Wanted) -> None:
+        self._told, tells = FORKS.Pipe(duplex=False)
+        self._process = FORKS.Process(target=trade, args=(settings, account, now_ms, tells, step, signals))
+        self._process.start()
+        tells.close()
+
+    def is_ready(self) -> bool:
+        return self._told.poll() and self._told.recv() == "ready"
+
+    def lives(self) -> bool:
+        return self._process.is_alive()
+
+    async def exit_code(self) -> int | None:
+        await asyncio.to_thread(self._process.join, WITHIN_S)
+        return self._process.exitcode
+
+    async def end(self) -> None:
+        self._process.kill()
+        await asyncio.to_thread(self._process.join)
+        self._process.close()
+        self._told.close()
+
+
 class Stage:
     """An exchange, the folder of the processes that trade on it one after the other, and their tables."""
 
     def __init__(self, exchange: SimulatedExchange, folder: Path, account: str) -> None:
         self.exchange = exchange
         self.account = account
-        self.settings = settings_file(
+        self._settings = settings_file(
             exchange, folder, size_usdt=500.0, max_slippage_bps=50.0, stop_cooldown_min=0, reconcile_every_s=60.0
         )
         self._database = folder / "live.db"
+        self._log = folder / "log"
 
     @asynccontextmanager
-    async def process(
-        self, step: Step | None = None, signals: Sequence[tuple[str, int, float]] = ()
-    ) -> AsyncIterator[asyncio.subprocess.Process]:
-        environment = {**CLEAN, "ACCOUNT": self.account, **({} if step is None else {"DIE_AT": step.value})}
-        words = (str(self.settings), str(self.exchange.clock.now_ms()), json.dumps(signals))
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.mortal_desk", *words),
-            cwd=ROOT,
-            env=environment,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+    async def process(self, step: Step | None = None, signals: Wanted = ()) -> AsyncIterator["Process"]:
+        process = Process(self._settings, self.account, self.exchange.clock.now_ms(), step, signals)
         try:
             yield process
+        except BaseException as error:
+            error.add_note(self._log.read_text()[-3000:])
+            raise
         finally:
-            if process.returncode is None:
-                process.kill()
-            await process.communicate()
+            await process.end()
 
-    async def dies(self, step: Step, signals: Sequence[tuple[str, int, float]] = ((BTC, 1, VALID_S),)) -> None:
+    async def dies(self, step: Step, signals: Wanted = ((BTC, 1, VALID_S),)) -> None:
         """A process trades these signals until it is killed at a step."""
         if step is Step.ANSWERED:  # nobody else tells of the fill
             self.exchange.happens(UserEvents(lost_share=1.0))
         async with self.process(step, signals) as process:
             if step in TO_EXIT:
-                await self.until(lambda: not self.difference() and bool(self.stops()), process)
+                await self.until(self.is_protected, process)
                 self.exchange.script([Row(BTC, 0, "-1.2%", shape="step")])
-            out, errors = await asyncio.wait_for(process.communicate(), 40)
-        assert process.returncode == -SIGKILL, errors.decode()[-3000:]
-        assert out.splitlines()[-1] == b"dies"
+            assert await process.exit_code() == -SIGKILL
         self.exchange.faults.incidents.clear()
 
     @asynccontextmanager
-    async def goes_on(self) -> AsyncIterator[asyncio.subprocess.Process]:
-        """The next process, which lives until the end of the block."""
+    async def goes_on(self) -> AsyncIterator["Process"]:
+        """The next process, trading; it lives until the end of the block."""
         async with self.process() as process:
-            assert process.stdout is not None
-            assert await asyncio.wait_for(process.stdout.readline(), 40) == b"ready\n"
+            await self.until(process.is_ready, process)
             yield process
 
-    async def until(self, condition: Callable[[], object], process: asyncio.subprocess.Process) -> None:
-        deadline = asyncio.get_running_loop().time() + 40
+    async def until(self, condition: Callable[[], object], process: "Process") -> None:
+        deadline = asyncio.get_running_loop().time() + WITHIN_S
         while not condition():
-            assert process.returncode is None, "the process ended"
+            assert process.lives(), "the process ended"
             assert asyncio.get_running_loop().time() < deadline, self.difference() or condition
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(LOOK_S)
 
     # ---- what is so
 
@@ -112,20 +129,29 @@ class Stage:
         return self.exchange.private.truth(KEY)
 
     def rows(self, table: str) -> list[dict[str, Any]]:
+        columns = TRADING_TABLES[table].columns
         connection = apsw.Connection(str(self._database), flags=apsw.SQLITE_OPEN_READONLY)
         connection.set_busy_timeout(5000)
         try:
-            cursor = connection.execute(f"SELECT * FROM {table} WHERE account = ?", (self.account,))
-            found = cursor.fetchall()
-            names = [name for name, _ in cursor.getdescription()] if found else []
-            return [dict(zip(names, row, strict=True)) for row in found]
+            query = f"SELECT {', '.join(columns)} FROM {table} WHERE account = ?"
+            found = connection.execute(query, (self.account,)).fetchall()
         except apsw.SQLError:
             return []  # the tables are being made
         finally:
             connection.close()
+        return [dict(zip(columns, row, strict=True)) for row in found]
+
+    def is_protected(self) -> bool:
+        """Whether a stop rests: at the exchange, or where there is none, by the table."""
+        return bool(self.truth()["open_algo_orders"] if self.account == "live" else self.stops())
 
     def entries(self) -> list[dict[str, Any]]:
-        return [row for row in self.rows("orders") if row["leg"] == "e"]
+        return [row for row in self.rows("orders") if row["leg"] == "entry"]
+
+    def has_ended(self, *, closed: bool) -> bool:
+        """Whether all books agree, and what was begun is closed or, open, has its stop."""
+        statuses = [row["status"] for row in self.rows("positions")]
+        return statuses == ["closed" if closed else "open"] and not self.difference()
 
     def positions(self) -> dict[str, Decimal]:
         """By symbol, signed, as our table has them."""
@@ -137,6 +163,8 @@ class Stage:
 
     def stops(self) -> dict[str, str]:
         """Those that rest, as our table has them: client id and symbol."""
+        if not self._database.exists():
+            return {}
         return {
             row["client_id"]: row["symbol"]
             for row in self.rows("orders")
@@ -186,7 +214,7 @@ class Stage:
 
 @asynccontextmanager
 async def stage(folder: Path, account: str, symbols: int = 1) -> AsyncIterator[Stage]:
-    folder.mkdir()
+    os.mkdir(folder)
     async with simulated(speed=SPEED, symbols=symbols) as exchange:
         exchange.script([Row(symbol, 0, "0%") for symbol in exchange.symbols])
         yield Stage(exchange, folder, account)
@@ -217,14 +245,16 @@ async def test_killed_at_any_step_from_signal_to_exit_the_next_process_ends_with
         async with stage(tmp_path / step.name, "live") as played:
             await played.dies(step)
             async with played.goes_on() as process:
-                await played.until(lambda: played.entries() and not played.difference(), process)
+                is_closed = step is Step.INTENDED or step in TO_EXIT
+                await played.until(lambda: played.has_ended(closed=is_closed), process)
             # One entry for the signal, whatever happened. What was committed and never sent is not sent later.
             [entry] = played.entries()
             assert entry["status"] == ("never_arrived" if step is Step.INTENDED else "filled")
             [position] = played.rows("positions")
-            closed_by = {Step.INTENDED: "not_filled", **dict.fromkeys(TO_EXIT, "stop")}.get(step, "")
-            assert position["exit_reason"] == closed_by
-            assert bool(played.truth()["positions"]) is (not closed_by)
+            if is_closed:  # why it was closed may have died with the process: then it is called "exit"
+                reasons = {"not_filled"} if step is Step.INTENDED else {"stop", "exit"}
+                assert position["exit_reason"] in reasons
+            assert bool(played.truth()["positions"]) is not is_closed
 
     await side_by_side(play, [*TO_STOP, *TO_EXIT])
 
@@ -252,13 +282,11 @@ async def test_a_process_that_trades_on_paper_may_be_killed_at_any_step_too(tmp_
         async with stage(tmp_path / step.name, "paper") as played:
             await played.dies(step)
             async with played.goes_on() as process:
-                await played.until(lambda: played.entries() and not played.difference(), process)
+                # A paper fill that could not be stored has never been.
+                lost = step in (Step.INTENDED, Step.FILLED, Step.ROWS_WAIT)
+                await played.until(lambda: played.has_ended(closed=lost or step in TO_EXIT), process)
             [entry] = played.entries()
-            # A paper fill that could not be stored has never been.
-            lost = step in (Step.INTENDED, Step.FILLED, Step.ROWS_WAIT)
             assert entry["status"] == ("never_arrived" if lost else "filled")
-            [position] = played.rows("positions")
-            assert (position["status"] == "closed") is (lost or step in TO_EXIT)
             assert played.truth()["orders"] == []
 
     await side_by_side(play, steps)

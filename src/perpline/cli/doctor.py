@@ -42,9 +42,10 @@ from perpline.exchange.binance.rest import BinanceRest
 from perpline.exchange.binance.trading_rest import BinanceTrading
 from perpline.exchange.binance.user_events import decode_user_event
 from perpline.trading.mode import Examination, note_examination
+from perpline.trading.risk import Risk, bold_settings
 from perpline.websocket.user_stream import UserStream
 
-State = Literal["ok", "failed", "not checked"]
+State = Literal["ok", "warning", "failed", "not checked"]
 
 LARGEST_OFFSET_MS = 5_000
 """perpline corrects for a clock that is wrong; one that is more wrong than this is not looked after."""
@@ -99,6 +100,7 @@ async def examine(settings: Settings, rng: random.Random) -> list[Check]:
     checks: list[Check] = []
     credentials = _keys(settings, checks)
     checks.append(_routes(settings))
+    checks.append(_limits(Risk.of(settings)))
     try:
         clock = await make_clock(settings)
     except PerplineError as error:
@@ -136,6 +138,15 @@ def _routes(settings: Settings) -> Check:
     private = endpoints.user_stream_url(ws_url, "…").partition("?")[0]
     addresses = [settings.binance_futures_rest_url, *routes, private, endpoints.order_socket_url(ws_url)]
     return Check("addresses", "ok", f"{settings.network}: " + ", ".join(addresses))
+
+
+def _limits(risk: Risk) -> Check:
+    found = (
+        f"leverage {risk.leverage}, at most {risk.max_positions} positions, {risk.max_symbol_usdt:g} USDT a symbol, "
+        f"{risk.max_total_usdt:g} in all"
+    )
+    told = bold_settings(risk)
+    return Check("limits", "warning" if told else "ok", found, "; ".join(told))
 
 
 async def _clock(clock: Clock, rest: BinanceRest) -> Check:
@@ -344,7 +355,7 @@ async def _becomes(condition: Callable[[], bool]) -> bool:
     return False
 
 
-_STYLES: dict[State, str] = {"ok": "green", "failed": "bold red", "not checked": "yellow"}
+_STYLES: dict[State, str] = {"ok": "green", "warning": "bold yellow", "failed": "bold red", "not checked": "yellow"}
 
 
 def _show(checks: Sequence[Check], console: Console) -> None:

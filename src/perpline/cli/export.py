@@ -77,6 +77,8 @@ def _export(
         raise typer.BadParameter(f"{out.name!r} ends in neither .csv nor .parquet", param_hint="--out")
     since = 0 if start is None else time_ms(start, "--from")
     before = 2**62 if end is None else time_ms(end, "--to")
+    if since >= before:
+        raise typer.BadParameter("it is not after --from", param_hint="--to")
     time = TRADING_TABLES[table].time
     settings = load_settings(config, os.environ, {"database_url": database})
 

@@ -245,6 +245,8 @@ async def _effective_from(settings: Settings, store: Store, at: str | None) -> i
 async def _describe(store: Store, models_dir: Path, model_id: str) -> dict[str, Any]:
     rows = {model.model_id: model for model in await store.models()}
     row = rows.get(model_id)
+    if row is None and not (models_dir / model_id).is_dir():
+        raise NeedsPerson(f"there is no model {model_id}: see `perpline models list`")
     manifest = read_manifest(models_dir / model_id)
     problem = lookback_min = None
     try:

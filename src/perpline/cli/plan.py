@@ -14,6 +14,7 @@ from perpline.common.config import Settings, load_settings
 from perpline.domain.market import RATIOS, PriceSeries
 from perpline.exchange.binance import endpoints
 from perpline.exchange.binance.endpoints import Endpoint, Pool
+from perpline.trading.risk import Risk, bold_settings
 from perpline.websocket.subscriptions import STREAM_TYPES, ConnectionPlan, plan_connections
 
 NEAR = 0.8
@@ -136,7 +137,10 @@ def make_plan(settings: Settings) -> Plan:
         rows_per_day=sum(table.rows_per_day for table in tables),
         megabytes_per_day=round(sum(table.bytes_per_day for table in tables) / 1e6, 1),
         tables=tables,
-        warnings=_warnings(count, limits, connections, settings.max_streams_per_connection),
+        warnings=[
+            *_warnings(count, limits, connections, settings.max_streams_per_connection),
+            *bold_settings(Risk.of(settings)),
+        ],
     )
 
 

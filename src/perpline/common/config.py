@@ -128,14 +128,14 @@ class Settings(BaseModel):
     paper_fee_bps: float = Field(5.0, ge=0, le=100)
     """Fee of a paper fill, basis points of its notional."""
     sizing: Annotated[Literal["notional", "equity", "volatility"], BeforeValidator(_lower)] = "notional"
-    """How large a position is: size_usdt, size_pct of the equity, or so that the stop costs risk_pct of the equity."""
+    """How large a position is: size_usdt, size_pct of the equity, or by risk_pct and the symbol's own volatility."""
     size_usdt: float = Field(100.0, gt=0, le=1e9)
     """Notional of a position with sizing = notional."""
     size_pct: float = Field(2.0, gt=0, le=1000)
     """Notional of a position in percent of the equity with sizing = equity."""
     risk_pct: float = Field(0.25, gt=0, le=10)
-    """What a position may lose at its stop, in percent of the equity, with sizing = volatility: the stop's distance
-    follows the symbol's volatility, and so the size does the other way round."""
+    """With sizing = volatility: what one standard deviation of the symbol's price (of the last 240 minutes, over the
+    time that the position has) moves the position by, in percent of the equity. A calm symbol gets a larger one."""
     max_positions: int = Field(10, ge=1, le=1000)
     """Open at once, of one account."""
     max_symbol_usdt: float = Field(1_000.0, gt=0, le=1e9)
@@ -153,7 +153,8 @@ class Settings(BaseModel):
     min_liquidation_distance_pct: float = Field(10.0, gt=0, lt=100)
     """No entry whose liquidation price would lie nearer to the mark price, and none where it lies before the stop."""
     leverage: int = Field(3, ge=1, le=125)
-    """Set for each symbol before its first live order, with isolated margin. More than 3 must be asked for."""
+    """Set for each symbol before its first live order, with isolated margin. More than 3 must be asked for, here; then
+    `perpline doctor`, `perpline plan` and the log of each start say so."""
     trailing_stop_pct: float = Field(0.0, ge=0, lt=100)
     """The stop follows the best mark price at this distance; 0 for none."""
     break_even_pct: float = Field(0.0, ge=0, lt=100)

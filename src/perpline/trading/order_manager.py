@@ -74,13 +74,16 @@ class OrderManager:
         account: Account,
         run: int,
         *,
+        first_run: int = 1,
         quote_asset: str = "USDT",
         price_of: Callable[[str], Decimal | None] = lambda asset: None,
     ) -> None:
-        """`run`: the number of this run, which every client id of ours carries. `price_of`: what a fee asset other than
-        the quote asset is worth in it; a fee whose worth nobody knows is not counted in the position."""
+        """`run`: the number of this run, which every client id of ours carries; `first_run`: that of the first run on
+        these tables, so that a perpline on others, with the same signals, is told apart. `price_of`: what a fee asset
+        other than the quote asset is worth in it; a fee whose worth nobody knows is not counted in the position."""
         self.account = account
         self.run = run
+        self.first_run = first_run
         self.orders: dict[str, OrderRecord] = {}
         self.stops: dict[str, StopRecord] = {}
         self.positions: dict[str, Position] = {}
@@ -588,11 +591,17 @@ class OrderManager:
             kind = leg
         changes.events.append(Event(kind=kind, symbol=record.symbol, client_id=record.client_id, detail=name, at=at))
 
+    def is_over(self, made: ClientId) -> bool:
+        """Whether what was named so belongs to a position of ours that is closed."""
+        position = self.positions.get(made.position_id)
+        is_closed = made.position_id in self._past if position is None else position.is_closed
+        return is_closed and (made.run == self.run or self._is_ours(made))
+
     def _is_ours(self, made: ClientId) -> bool:
         """This run knows all that it sends, so an unknown id can be ours only of a run before it. `perpline flatten`
         has runs of its own, beside this one."""
         known = made.position_id in self.positions or made.position_id in self._past
-        return known and (made.run < self.run or made.leg is Leg.FLATTEN)
+        return known and (self.first_run <= made.run < self.run or made.leg is Leg.FLATTEN)
 
     def _stop_of(self, report: StopReport, changes: Changes) -> StopRecord:
         name = report.client_algo_id

@@ -239,14 +239,14 @@ class Reconciler:
         return [_of_position("position", symbol, ours, f"{has:f}", "ours is closed; the other one is not ours")]
 
     def _sweep_stops(self, theirs: Sequence[StopReport]) -> list[Difference]:
-        """Cancel the stops of ours whose position is closed, or that another run left behind."""
+        """Cancel the stops of ours whose position is closed. One whose position we never had is another perpline's, or
+        of tables that are lost, and may be all that protects it: `_meet_other` of the trader has been told."""
         differences = []
         for report in theirs:
             made = read_client_id(report.client_algo_id)
             if made is None or made.leg is not Leg.STOP:
                 continue  # somebody else's, and none of our business
-            position = self._manager.positions.get(made.position_id)
-            if position is None or position.is_closed:
+            if self._manager.is_over(made):
                 self._cancel_stop(report.symbol, report.client_algo_id)
                 differences.append(
                     Difference(

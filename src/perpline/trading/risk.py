@@ -4,6 +4,7 @@ Each rule is a function of its own that returns why not, in words, or nothing; i
 the same facts, the same answer. Prices and sizes of orders are Decimal, limits in percent and basis points are not.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from decimal import Decimal
@@ -22,6 +23,9 @@ MAX_MARK_AGE_MS = 10_000
 """A mark price comes each second: after ten without one nobody knows where the market is."""
 MAX_BOOK_AGE_MS = 60_000
 """A best bid and ask is told of when it changes, which a quiet book does not do each second."""
+
+USUAL_LEVERAGE = 3
+"""What is more must be asked for by a setting, and is pointed out."""
 
 _SEAL = object()
 
@@ -81,6 +85,11 @@ class EntryFacts(Struct, frozen=True, kw_only=True):
     """The highest since a person set the mode."""
     available: Decimal
     """Free for margin, quote."""
+    worst_drawdown_pct: Decimal = Decimal(0)
+    """The deepest the equity has been below its highest since a person set the mode. It only grows: an account that has
+    recovered by itself still waits for a person."""
+    volatility: float | None = None
+    """Of the symbol: standard deviation of one minute's return; None where too few minutes are known."""
     last_stop_at: int | None = None
     """When a stop of this symbol was hit last."""
     blocked: str = ""
@@ -133,6 +142,23 @@ class ApprovedStop:
 
     def __post_init__(self, seal: object) -> None:
         _check(seal)
+
+
+def bold_settings(risk: Risk) -> list[str]:
+    """What a person should know of limits that allow more than the usual, in words; empty where there is nothing."""
+    told = []
+    if risk.leverage > USUAL_LEVERAGE:
+        told.append(
+            f"leverage = {risk.leverage} is more than {USUAL_LEVERAGE}: a move of about {100 / risk.leverage:.0f} % "
+            "against a position liquidates it"
+        )
+    if risk.max_total_usdt < risk.max_symbol_usdt:
+        told.append(f"max_total_usdt = {risk.max_total_usdt:g} is less than max_symbol_usdt = {risk.max_symbol_usdt:g}")
+    if risk.sizing == "notional" and risk.size_usdt > risk.max_symbol_usdt:
+        told.append(
+            f"size_usdt = {risk.size_usdt:g} is more than max_symbol_usdt = {risk.max_symbol_usdt:g}: no entries"
+        )
+    return told
 
 
 def approve_entry(facts: EntryFacts, risk: Risk) -> ApprovedOrder | Refusal:
@@ -228,7 +254,7 @@ def approve_stop(
 
 def planned(facts: EntryFacts, risk: Risk) -> Plan:
     """The size by `sizing`, rounded down to the symbol's steps, and what follows from it. Raises ValueError where there
-    is no mark price or no book, which the entry rules have refused before."""
+    is no mark price, no book or (where the size follows from it) no volatility, which the entry rules have refused."""
     if facts.mark is None or facts.book is None:
         raise ValueError("no size without a mark price and a book")
     quantity = facts.instrument.round_market_quantity(wanted_notional(facts, risk) / facts.mark)
@@ -248,14 +274,16 @@ def planned(facts: EntryFacts, risk: Risk) -> Plan:
 
 
 def wanted_notional(facts: EntryFacts, risk: Risk) -> Decimal:
-    """Notional of the position before rounding, quote. With `volatility` it loses `risk_pct` of the equity at its stop,
-    whose distance follows the symbol's volatility."""
+    """Notional of the position before rounding, quote. With `volatility`, one standard deviation of the symbol's price
+    over the position's whole time (the minute's, by the square root of time) is `risk_pct` of the equity."""
     if risk.sizing == "notional":
         return _exact(risk.size_usdt)
     if risk.sizing == "equity":
         return facts.equity * _exact(risk.size_pct) / 100
-    distance = abs(facts.reference_mark - facts.stop) / facts.reference_mark
-    return facts.equity * _exact(risk.risk_pct) / 100 / distance
+    if not facts.volatility:
+        raise ValueError("no size without the symbol's volatility")
+    minutes = max(1.0, (facts.deadline - facts.now) / 60_000)
+    return facts.equity * _exact(risk.risk_pct) / 100 / _exact(facts.volatility * math.sqrt(minutes))
 
 
 # ---- rules about the moment
@@ -322,7 +350,15 @@ def daily_loss(facts: EntryFacts, risk: Risk) -> str:
 
 
 def drawdown(facts: EntryFacts, risk: Risk) -> str:
+    if facts.worst_drawdown_pct >= _exact(risk.max_drawdown_pct):
+        lost = f"{facts.worst_drawdown_pct:.2f} % was lost from the highest equity, {risk.max_drawdown_pct:g} may be"
+        return f"{lost}; it goes on when a person sets the mode"
     return _lost(facts.equity, facts.peak_equity, risk.max_drawdown_pct, "from the highest equity")
+
+
+def no_volatility(facts: EntryFacts, risk: Risk) -> str:
+    """The size follows from it, where it is to; a market that does not move at all gives none either."""
+    return "" if risk.sizing != "volatility" or facts.volatility else "too few minutes are known, or all are the same"
 
 
 EntryRule = Callable[[EntryFacts, Risk], str]
@@ -338,6 +374,7 @@ ENTRY_RULES: Sequence[EntryRule] = (
     stop_cooldown,
     daily_loss,
     drawdown,
+    no_volatility,
 )
 
 

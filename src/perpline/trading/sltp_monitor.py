@@ -83,8 +83,8 @@ class SltpMonitor:
         entries = self._watched.get(symbol)
         if entries is None:
             return
-        # A copy: whoever is told that one fired may let go of it meanwhile.
-        for each in tuple(entries):
+        # Whoever is told that one fired may let go of it meanwhile: `watch` makes a new list and leaves this one be.
+        for each in entries:
             if each.fired:
                 continue
             reason = exit_reason(each.side, each.target, each.stop, mark, mark, now_ms, each.deadline)

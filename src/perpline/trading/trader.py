@@ -37,8 +37,8 @@ from perpline.domain.order import (
     StopReport,
     StopRequest,
     UserEvent,
-    base36,
     position_id,
+    read_client_id,
 )
 from perpline.domain.signal import Decision, Message, Status
 from perpline.storage.store import TRADING_TABLES, Row, Store
@@ -71,6 +71,8 @@ REMEMBERED_MS = 3 * 86_400_000
 """Closed positions are kept in memory for late reports so long."""
 MAX_SIGNALS = 5_000
 """Signals waiting for their turn. Beyond it the oldest are dropped: they would have expired."""
+TIE_MS = 2_000
+"""Two first orders that are no further apart than this, market time, came at once."""
 ANNOUNCED_MS = 60_000
 RECENT_EVENTS = 20
 """Positions opened and closed that /status tells of."""
@@ -79,7 +81,8 @@ STILL_GOOD_MS = 10 * 60_000
 LEASE_MS = 6_000
 """A process that trades an account and has not said so for so long is taken for dead, wall time."""
 
-_STOPPED = frozenset({"stop", "trailing_stop", "break_even", "protective_stop", "liquidation"})
+_STOPPED = frozenset({"stop", "trailing_stop", "break_even", "protective_stop", "liquidation", "exit"})
+"""Reasons after which a symbol pauses. "exit": the reason died with a process, and it may have been a stop."""
 _ON_BUS = {
     "target": "tp",
     "stop": "sl",
@@ -189,6 +192,8 @@ class Trader:
         )
         self._curve = EquityCurve()
         self._signals: list[Decision] = []
+        self._early: list[Decision] = []
+        """Signals of the last process that are still good and wait for a mark price and a book of their symbol."""
         self._woken = asyncio.Event()
         self._rows: dict[str, dict[Any, Row]] = {}
         self._added: dict[str, list[Row]] = {}
@@ -209,6 +214,7 @@ class Trader:
         self._lacking: set[str] = set()
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_EVENTS)
         self._rows_error = ""
+        self._began_at = clock.exchange_now_ms()
 
     @property
     def blocked(self) -> str:
@@ -262,7 +268,7 @@ class Trader:
                 leg = Leg.FLATTEN if exits[-1].leg is Leg.FLATTEN else Leg.EXIT
                 self._closing[position.position_id] = (position.exit_reason or "stop", leg)
             self._follow_mode(position)
-        self.take_signals(await self._signals_still_good())
+        self._early = await self._signals_still_good()
 
     async def _signals_still_good(self) -> list[Decision]:
         """Decisions with a side that may still be acted on: the last process may have died before it did."""
@@ -635,13 +641,15 @@ class Trader:
     def _look_after(self) -> None:
         """Do whatever is due: closes and stops that failed, orphans, alarms, the minute's equity."""
         now = self._clock.exchange_now_ms()
+        self._take_early(now)
         self.take(self.manager.overdue(now))
         for position in self.manager.open_positions():
             if position.position_id in self._closing:
                 self._try_close(position)
             self._protect(position)
             mark = self._market.mark(position.symbol)
-            if position.quantity > 0 and (mark is None or now - mark.updated_at > STALE_MARK_MS):
+            heard_at = self._began_at if mark is None else mark.updated_at
+            if position.quantity > 0 and now - heard_at > STALE_MARK_MS:
                 self._alarm("position_without_mark_price", symbol=position.symbol)
         lacking = {each.client_id for each in self.manager.lacking_fills()}
         if lacking & self._lacking:  # for a whole turn: the stream owes us its fills, and userTrades has them
@@ -658,6 +666,16 @@ class Trader:
         worth = self._worth()
         if worth is not None and (row := self._curve.see(worth, now)) is not None:
             self._put("equity", {"account": self.account, **row})
+
+    def _take_early(self, now: int) -> None:
+        """At a start a signal waits until its market is seen, or until it is over, which then is its refusal."""
+        market, early = self._market, self._early
+        self._early = [
+            each
+            for each in early
+            if now <= each.valid_until and (market.mark(each.symbol) is None or market.book(each.symbol) is None)
+        ]
+        self.take_signals([each for each in early if each not in self._early])
 
     def _alarm(self, event: str, *, symbol: str = "", **facts: Any) -> None:
         """Tell a person, at once and then every half minute for as long as it lasts."""
@@ -720,21 +738,39 @@ class Trader:
             self._meet_other(event)
 
     def _meet_other(self, event: Event) -> None:
-        """Another perpline trades this account. Whose first order came later stops opening positions: both see the same
-        numbers, which the exchange gave, and come to the same answer."""
-        theirs = self.manager.orders.get(event.client_id)
-        ours = [
-            each.order_id
-            for each in self.manager.orders.values()
-            if each.is_ours and each.order_id and each.client_id.split(".")[1:2] == [base36(self.manager.run)]
-        ]
-        if ours and theirs is not None and theirs.order_id and min(ours) < theirs.order_id:
+        """Another perpline trades this account. Whose first order came later stops opening positions; both do where
+        that cannot be said. What `perpline flatten` did from elsewhere is a person's word to open no more."""
+        met = self.manager.orders.get(event.client_id) or self.manager.stops.get(event.client_id)
+        made = None if met is None else read_client_id(met.name)
+        if made is not None and made.leg is not Leg.FLATTEN and self._came_first(event.symbol, made.run):
             self._alarm(
                 "another_perpline", symbol=event.symbol, detail="it came second and stops", order=event.client_id
             )
             return
-        self.blocks["another"] = f"another perpline trades this account ({event.client_id}): stop one, start again"
-        self._alarm("another_perpline", symbol=event.symbol, detail="no more entries from here", order=event.client_id)
+        who = "another perpline trades this account"
+        if made is not None and made.leg is Leg.FLATTEN:
+            who = "perpline flatten was run with other tables than these"
+        self.blocks["another"] = f"{who} ({event.symbol}: {event.detail}): see to it, then start again"
+        self._alarm("another_perpline", symbol=event.symbol, detail=f"{who}; no more entries", order=event.client_id)
+
+    def _came_first(self, symbol: str, other_run: int) -> bool:
+        """Whether our first order of this run came before the first of the other. Numbers of orders count within a
+        symbol; between symbols there are only times, which must be clearly apart."""
+        ours, theirs = (self._orders_of_run(run) for run in (self.manager.run, other_run))
+        our_ids, their_ids = ([each.order_id for each in those if each.symbol == symbol] for those in (ours, theirs))
+        if our_ids and their_ids:
+            return min(our_ids) < min(their_ids)
+        if not ours or not theirs:
+            return False
+        return min(each.created_at for each in ours) + TIE_MS < min(each.created_at for each in theirs)
+
+    def _orders_of_run(self, run: int) -> list[OrderRecord]:
+        found = []
+        for each in self.manager.orders.values():
+            made = read_client_id(each.client_id if each.is_ours else each.name)
+            if each.order_id and made is not None and made.run == run and made.leg is not Leg.FLATTEN:
+                found.append(each)
+        return found
 
     def _note(self, position: Position, event: Event) -> None:
         """For /status: what was opened and closed last."""

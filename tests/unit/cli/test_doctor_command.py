@@ -65,6 +65,7 @@ async def test_an_account_that_is_ready_passes_and_the_result_is_stored(tmp_path
         assert states(checks) == {
             "keys": "ok",
             "addresses": "ok",
+            "limits": "ok",
             "clock": "ok",
             "symbols": "ok",
             "permissions": "ok",
@@ -133,7 +134,7 @@ async def test_without_keys_the_rest_is_looked_at_all_the_same(tmp_path: Path) -
     async with simulated() as exchange:
         chosen = settings(exchange, tmp_path, binance_api_key="", binance_api_secret="")
         checks = await examine(chosen, random.Random(1))
-    assert states(checks) == {"keys": "failed", "addresses": "ok", "clock": "ok", "symbols": "ok"}
+    assert states(checks) == {"keys": "failed", "addresses": "ok", "limits": "ok", "clock": "ok", "symbols": "ok"}
 
 
 async def test_positions_too_small_for_every_symbol_are_found_before_the_first_order(tmp_path: Path) -> None:

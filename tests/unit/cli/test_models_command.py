@@ -73,6 +73,15 @@ def test_a_model_that_beats_nothing_needs_force_and_a_reason(here: Path) -> None
     assert models("promote", path.name, "--force", "--reason", "a dry run")["by"].endswith("forced: a dry run")
 
 
+def test_a_model_that_is_nowhere_is_said_not_to_be_there(here: Path) -> None:
+    models("register", write_model(here / "download", files={"report.json": GOOD}))
+
+    assert command("models", "show", "nosuch").error_line == (
+        "perpline: there is no model nosuch: see `perpline models list`"
+    )
+    assert command("models", "promote", "nosuch").code == 1
+
+
 def test_what_does_not_fit_is_refused_in_one_line(here: Path) -> None:
     path = write_model(here / "data" / "models")
     (path / "both.onnx").write_bytes(b"")

@@ -384,6 +384,8 @@ def test_an_export_of_nothing_is_a_file_with_its_columns(here: Here) -> None:
 
 def test_a_file_of_another_kind_or_that_cannot_be_written_is_refused_in_one_line(here: Here) -> None:
     assert command("export", "trades", "--out", here.folder / "trades.xlsx").code == 2
+    out = here.folder / "trades.csv"
+    assert command("export", "trades", "--out", out, "--from", "2027-01-01", "--to", "2026-01-01").code == 2
     done = command("export", "trades", "--out", here.folder / "nowhere" / "trades.csv")
 
     assert (done.code, "cannot write" in done.err) == (1, True)

@@ -657,6 +657,40 @@ def test_what_the_exchange_has_no_more_is_taken_away_and_a_fill_found_later_expl
         manager.correct(position, Decimal(1), NOW)
 
 
+def test_a_fill_that_explains_a_loss_afterwards_is_the_reason_of_the_end() -> None:
+    manager = OrderManager("live", RUN)
+    position = entered(manager)
+    manager.correct(position, Decimal(0), NOW + 5000)
+    assert position.exit_reason == "reconciled"
+    manager.apply(fill("sell", "1990", "0.05", 2, 90, "adl_autoclose"))
+
+    assert (position.exit_reason, position.exit_price, position.closed_at) == ("adl", Decimal(1990), NOW + 20)
+
+
+def test_what_is_traded_after_a_loss_neither_explains_it_nor_belongs_to_what_was_lost() -> None:
+    manager = OrderManager("live", RUN)
+    position = entered(manager)
+    manager.correct(position, Decimal("0.02"), NOW + 50)
+    manager.apply(fill("sell", "1990", "0.01", 9, 90, "web_1"))  # at NOW + 90
+
+    assert position.quantity == Decimal("0.01")
+
+    manager.correct(position, Decimal(0), NOW + 100)
+    changes = manager.apply(fill("sell", "1990", "0.01", 20, 91, "web_2"))  # at NOW + 200
+
+    assert [each.position_id for each in changes.fills.values()] == [""]
+    assert (position.exit_reason, position.closed_at) == ("reconciled", NOW + 100)
+
+
+def test_an_order_ended_when_it_was_first_said_to_have() -> None:
+    for times in ((2, 5), (5, 2)):
+        manager = OrderManager("live", RUN)
+        for at in times:
+            manager.apply(order_report("web_1", 11, "buy", "1", OrderStatus.CANCELED, at=NOW + at))
+
+        assert [record.final_at for record in manager.orders.values()] == [NOW + 2]
+
+
 def test_a_correction_survives_a_start() -> None:
     manager = OrderManager("live", RUN)
     position = entered(manager)

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from decimal import Decimal
 from typing import Any
 
@@ -20,6 +21,7 @@ from perpline.trading.risk import (
     approve_close,
     approve_entry,
     approve_stop,
+    bold_settings,
     planned,
 )
 from trading import INSTRUMENT, NOW, RISK, RUN, approved_entry, book, entry_facts
@@ -98,6 +100,7 @@ OBJECTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stop_cooldown": ({"last_stop_at": NOW - 30 * 60_000 + 1}, {}),
     "daily_loss": ({"day_equity": Decimal(10_000), "equity": Decimal(9_700)}, {}),
     "drawdown": ({"day_equity": Decimal(9_000), "equity": Decimal(9_000)}, {}),
+    "no_volatility": ({"volatility": None}, {"sizing": "volatility"}),
     "filters": ({}, {"size_usdt": 49.0}),
     "symbol_exposure": ({}, {"size_usdt": 1_010.0}),
     "total_exposure": ({"positions": [held(quantity="4.91")]}, {}),
@@ -157,13 +160,53 @@ def test_no_entry_whose_liquidation_lies_before_its_stop() -> None:
     [
         ({"sizing": "notional", "size_usdt": 300.0}, 300),
         ({"sizing": "equity", "size_pct": 2.0}, 200),
-        ({"sizing": "volatility", "risk_pct": 0.05}, 500),  # 5 of 10,000 lost at a stop 1 % away
+        # 5 of 10,000 are what 240 minutes of 1 % / sqrt(240) each move it by
+        ({"sizing": "volatility", "risk_pct": 0.05}, 500),
     ],
 )
 def test_the_size_is_that_of_the_sizing(limits: dict[str, Any], notional: int) -> None:
-    plan = planned(entry_facts(), structs.replace(RISK, **limits))
+    plan = planned(entry_facts(volatility=0.01 / math.sqrt(240)), structs.replace(RISK, **limits))
 
-    assert plan.notional == notional
+    assert float(plan.notional) == pytest.approx(notional, abs=2)  # a step is worth 2
+
+
+@pytest.mark.parametrize(
+    ("volatility", "minutes", "notional"), [(0.0005, 240, 645), (0.001, 240, 322), (0.001, 60, 644)]
+)
+def test_a_position_by_volatility_is_smaller_in_a_wilder_symbol_and_for_a_longer_time_and_its_stop_is_no_matter(
+    volatility: float, minutes: int, notional: int
+) -> None:
+    limits = structs.replace(RISK, sizing="volatility", risk_pct=0.05)
+    deadline = NOW + minutes * 60_000
+    for stop in (Decimal(1990), Decimal(1900)):
+        plan = planned(entry_facts(volatility=volatility, deadline=deadline, stop=stop), limits)
+
+        assert float(plan.notional) == pytest.approx(notional, abs=2)
+
+
+def test_a_drawdown_that_has_been_stops_entries_although_the_equity_is_back() -> None:
+    refusal = approve_entry(entry_facts(worst_drawdown_pct=Decimal("10.01")), RISK)
+
+    assert isinstance(refusal, Refusal)
+    assert (refusal.rule, refusal.detail) == (
+        "drawdown",
+        "10.01 % was lost from the highest equity, 10 may be; it goes on when a person sets the mode",
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({}, []),
+        ({"leverage": 20}, ["leverage = 20 is more than 3: a move of about 5 % against a position liquidates it"]),
+        ({"size_usdt": 2_000.0}, ["size_usdt = 2000 is more than max_symbol_usdt = 1000: no entries"]),
+        ({"max_total_usdt": 500.0}, ["max_total_usdt = 500 is less than max_symbol_usdt = 1000"]),
+    ],
+)
+def test_limits_that_allow_much_or_contradict_each_other_are_pointed_out(
+    limits: dict[str, Any], said: list[str]
+) -> None:
+    assert bold_settings(structs.replace(RISK, **limits)) == said
 
 
 @settings(max_examples=200, deadline=None)

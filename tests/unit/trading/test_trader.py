@@ -11,7 +11,8 @@ from tests.trading import NOW, fill, order_report
 from tests.trading_desk import START, Desk, desk, signal
 
 from perpline.common.errors import Refused, Unavailable
-from perpline.domain.order import OrderReport, OrderStatus, StopStatus, position_id
+from perpline.domain.order import AccountSnapshot, OrderReport, OrderStatus, StopStatus, position_id
+from perpline.trading.mode import Change, Mode
 from perpline.trading.risk import Risk
 
 
@@ -351,6 +352,32 @@ async def test_a_restart_watches_what_is_open(tmp_path: Path) -> None:
         assert close.client_id.startswith("x.8.")
 
 
+async def test_a_signal_of_the_last_process_waits_until_its_market_is_seen(tmp_path: Path) -> None:
+    async with desk(tmp_path / "a.db", mode="live") as found:
+        await found.store.commit_decisions([signal()], [], [], 0)
+    async with desk(tmp_path / "a.db", at=START + 1000, run=8) as found:
+        found.trader._look_after()
+        await found.written()
+        assert found.exchange.orders == []
+        found.market(2000.0)
+        found.trader._look_after()
+        await found.until(lambda: found.exchange.orders)
+        found.trader._look_after()
+        assert len(found.exchange.orders) == 1
+        assert await found.rows("refusals") == []
+
+
+async def test_after_a_start_a_mark_price_has_as_long_to_come_as_later_on(tmp_path: Path) -> None:
+    async with desk(tmp_path / "a.db", mode="live") as found:
+        await opened(found)
+    async with desk(tmp_path / "a.db", at=START + 60_000, run=8) as found:
+        found.trader._look_after()
+        assert found.trader.statistics.alarms == 0
+        found.clock.advance(15.1)
+        found.trader._look_after()
+        assert found.trader.statistics.alarms == 1
+
+
 async def test_a_close_that_was_begun_before_a_restart_is_finished_after_it(tmp_path: Path) -> None:
     async with desk(tmp_path / "a.db", mode="live") as found:
         await opened(found)
@@ -418,6 +445,73 @@ async def test_while_the_account_is_not_heard_only_closes_are_sent(tmp_path: Pat
         assert [request.reduce_only for request in found.exchange.orders] == [False, True]
 
 
+def worth(equity: int) -> AccountSnapshot:
+    return AccountSnapshot(
+        wallet=Decimal(equity), available=Decimal(equity), unrealized_pnl=Decimal(0), updated_at=START
+    )
+
+
+async def rules_that_said_no(found: Desk, count: int) -> list[str]:
+    await found.until(lambda: found.trader.statistics.refusals == count)
+    await found.written()
+    return [row["rule"] for row in await found.rows("refusals")]
+
+
+async def test_a_day_that_has_lost_too_much_has_no_more_entries_and_the_next_one_has(tmp_path: Path) -> None:
+    limits = Risk(daily_loss_limit_pct=3.0, max_drawdown_pct=50.0)
+    async with desk(tmp_path / "a.db", mode="live", risk=limits) as found:
+        found.trader._worth = lambda: worth(10_000)
+        found.market(2000.0)
+        await found.later(1)
+        found.trader._worth = lambda: worth(9_700)
+        found.trader.take_signals([signal()])
+        assert await rules_that_said_no(found, 1) == ["daily_loss"]
+
+        day = 86_400_000
+        found.clock.set_ms(START + day)
+        await found.later(1)
+        found.market(2000.0)
+        found.trader.take_signals([signal(n=1440, valid_until=START + day + 60_000)])
+        await found.until(lambda: found.exchange.orders)
+
+
+async def test_after_a_drawdown_only_a_person_lets_entries_be_made_again(tmp_path: Path) -> None:
+    limits = Risk(daily_loss_limit_pct=50.0, max_drawdown_pct=10.0)
+    path = tmp_path / "a.db"
+    async with desk(path, mode="live", risk=limits) as found:
+        for equity in (10_000, 9_000, 9_900):  # it comes back by itself, by what is open
+            found.trader._worth = lambda equity=equity: worth(equity)
+            found.clock.advance(60)
+            await found.until(lambda: not found.trader._waiting())
+            await found.later(1)
+        found.market(2000.0)
+        found.trader.take_signals([signal(n=3)])
+        assert await rules_that_said_no(found, 1) == ["drawdown"]
+        await found.set_mode("off")  # no word to go on
+        await found.written()
+
+    async with desk(path, at=START + 200_000, run=8, risk=limits) as found:
+        found.trader._worth = lambda: worth(9_900)
+        assert found.trader._curve.worst_drawdown_pct == 10
+        found.clock.advance(1)
+        await found.set_mode("live")
+        found.market(2000.0)
+        found.trader.take_signals([signal(n=4)])
+        await found.until(lambda: found.exchange.orders)
+
+
+async def test_a_mode_that_ends_by_itself_is_no_word_to_go_on_after_a_drawdown(tmp_path: Path) -> None:
+    async with desk(tmp_path / "a.db", mode="live") as found:
+        for equity in (10_000, 8_900):
+            found.trader._worth = lambda equity=equity: worth(equity)
+            await found.later(1)
+        row = found.modes.row_of("")
+        found.trader.on_mode_changed(Change(row=row, old=Mode.LIVE, new=Mode.OFF))
+        assert found.trader._curve.worst_drawdown_pct == 11
+        found.trader.on_mode_changed(Change(row=row, old=Mode.OFF, new=Mode.LIVE))
+        assert found.trader._curve.worst_drawdown_pct == 0
+
+
 def foreign(order_id: int) -> OrderReport:
     other = position_id("ff" * 16)
     return order_report(f"e.99.{other}.0", order_id, "buy", "0.1", OrderStatus.NEW, at=START)
@@ -431,6 +525,26 @@ async def test_of_two_on_one_account_the_one_whose_first_order_came_later_stops(
         await opened(found)
         found.trader.on_report(foreign(theirs))
         assert bool(found.trader.blocked) is stops
+
+
+@pytest.mark.parametrize(("later_ms", "stops"), [(2_500, False), (1_500, True), (-5_000, True)])
+async def test_in_another_symbol_the_time_says_who_came_later_and_in_doubt_both_stop(
+    tmp_path: Path, later_ms: int, stops: bool
+) -> None:
+    async with desk(tmp_path / "a.db", mode="live") as found:
+        await opened(found)
+        # Numbers of orders count within a symbol: this one's says nothing.
+        found.trader.on_report(structs.replace(foreign(1), symbol="ETHUSDT", updated_at=START + later_ms))
+        assert bool(found.trader.blocked) is stops
+
+
+async def test_a_flatten_from_elsewhere_is_a_word_to_open_no_more(tmp_path: Path) -> None:
+    async with desk(tmp_path / "a.db", mode="live") as found:
+        await opened(found)
+        name = f"f.99.{position_id('ff' * 16)}.0"
+        found.trader.on_report(structs.replace(foreign(99_999), client_id=name))
+        assert "perpline flatten was run with other tables" in found.trader.blocked
+        assert name in found.trader.blocked
 
 
 async def test_a_live_order_has_a_paper_twin(tmp_path: Path) -> None:
