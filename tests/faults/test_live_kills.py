@@ -17,7 +17,7 @@ import apsw
 import pytest
 from tests.live_desk import KEY
 from tests.mortal_desk import Step, Wanted, trade
-from tests.running import settings_file, simulated
+from tests.running import eventually, settings_file, simulated
 
 from perpline.simulation.incidents import UserEvents
 from perpline.simulation.script import Row
@@ -65,19 +65,16 @@ class Process:
         return self._process.is_alive()
 
     async def exit_code(self) -> int | None:
-        """How it ended; None where it lives on for WITHIN_S.
+        """How it ended, within WITHIN_S.
 
         Asked for by the loop's thread alone: every start of another process reads the status of all that have ended,
         and of two threads that read at once one finds nothing, which multiprocessing calls 255."""
-        until = asyncio.get_running_loop().time() + WITHIN_S
-        while self._process.is_alive() and asyncio.get_running_loop().time() < until:
-            await asyncio.sleep(LOOK_S)
+        await eventually(lambda: not self._process.is_alive(), WITHIN_S, "the process has ended")
         return self._process.exitcode
 
     async def end(self) -> None:
         self._process.kill()
-        while self._process.is_alive():
-            await asyncio.sleep(LOOK_S)
+        self._process.join()  # a moment, after SIGKILL
         self._process.close()
         self._told.close()
 
