@@ -1,5 +1,6 @@
 """`python -m bench NAME` (`./run bench NAME`): a benchmark, its table, and with --write its part of RESULTS.md."""
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,11 +11,17 @@ import typer
 from rich.console import Console
 
 from bench.close import close as bench_close
+from bench.failover import failover as bench_failover
 from bench.features import features as bench_features
 from bench.labels import labels as bench_labels
 from bench.latency import latency as bench_latency
+from bench.outage import outage as bench_outage
 from bench.results import RESULTS, Table, as_json, show, surroundings, write
 from bench.route import route as bench_route
+from bench.shards import shards as bench_shards
+from bench.soak import ledger
+from bench.soak import memory as bench_memory
+from bench.soak import soak as bench_soak
 from bench.start import start as bench_start
 from bench.stops import stops as bench_stops
 from bench.workers import workers as bench_workers
@@ -49,6 +56,7 @@ RedisOption = Annotated[
 ]
 
 DEFAULT_SYMBOLS = [30, 600]
+SOAK = RESULTS.with_name("SOAK.md")
 DEFAULT_RATES = [5_000, 20_000, 50_000]
 
 
@@ -135,6 +143,58 @@ def start(
 
 
 @app.command()
+def shards(
+    symbols: Annotated[int, typer.Option("--symbols", min=4, max=600)] = 30,
+    minutes: Annotated[int, typer.Option("--minutes", min=1, help="Closes that are counted.")] = 5,
+    together: Annotated[int, typer.Option("--together", min=4, max=2000, help="Symbols that close at once.")] = 600,
+    closes: ClosesOption = 20,
+    postgres: PostgresOption = None,
+    redis: RedisOption = None,
+    as_json_line: JsonOption = False,
+    to_file: WriteOption = False,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Two collectors and two inference workers, beside one process with everything.
+
+    Example: python -m bench shards --minutes 3
+    """
+    part = partial(bench_shards, symbols, minutes, together, closes or 20, postgres, redis)
+    _run("shards", [part], as_json_line, to_file, results)
+
+
+@app.command()
+def failover(
+    tries: Annotated[int, typer.Option("--tries", min=1, help="Of each case.")] = 5,
+    postgres: PostgresOption = None,
+    redis: RedisOption = None,
+    as_json_line: JsonOption = False,
+    to_file: WriteOption = False,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """How long nobody decides when the leader of two workers is killed, frozen, cut off or stopped.
+
+    Example: python -m bench failover --tries 1
+    """
+    _run("failover", [partial(bench_failover, tries, postgres, redis)], as_json_line, to_file, results)
+
+
+@app.command()
+def outage(
+    symbols: Annotated[int, typer.Option("--symbols", min=4, max=2000)] = 600,
+    minutes: Annotated[int, typer.Option("--minutes", min=1, max=600, help="Without a database.")] = 5,
+    postgres: PostgresOption = None,
+    as_json_line: JsonOption = False,
+    to_file: WriteOption = False,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """A database that is away for five minutes: what is held on disk, memory, and the time to store it afterwards.
+
+    Example: python -m bench outage --symbols 30
+    """
+    _run("outage", [partial(bench_outage, symbols, minutes, postgres)], as_json_line, to_file, results)
+
+
+@app.command()
 def stops(
     positions: Annotated[list[int], typer.Option("--positions", min=1, max=2000, help="Open; more than once.")] = (
         DEFAULT_SYMBOLS
@@ -185,13 +245,54 @@ def features(
     _run("features", [part], as_json_line, to_file, results)
 
 
+@app.command()
+def soak(
+    seeds: Annotated[str, typer.Option("--seeds", help="From and to: 1-20, or one.")] = "1-20",
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Drills side by side.")] = 2,
+    state: Annotated[
+        Path | None, typer.Option("--state", help="Where results are kept from part to part.", show_default=False)
+    ] = None,
+    as_json_line: JsonOption = False,
+    to_file: WriteOption = False,
+    results: ResultsOption = SOAK,
+) -> None:
+    """Every drill with twenty seeds, in parts: what has been played is not played again. About five minutes a seed.
+
+    Example: python -m bench soak --seeds 1-5 --write
+    """
+    first, _, last = seeds.partition("-")
+    try:
+        wanted = range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise typer.BadParameter("1-20 or 7 is expected", param_hint="--seeds") from None
+    logging.getLogger("perpline.simulation").setLevel(logging.ERROR)
+    part = partial(bench_soak, wanted, jobs, state or ledger())
+    _run("soak", [part], as_json_line, to_file, results)
+
+
+@app.command()
+def memory(
+    minutes: Annotated[float, typer.Option("--minutes", min=0.02, help="Wall minutes; 24 at speed 60 are a day.")] = 24,
+    symbols: Annotated[int, typer.Option("--symbols", min=1, max=600)] = 30,
+    speed: Annotated[float, typer.Option("--speed", min=1, max=240, help="Speed of market time.")] = 60.0,
+    as_json_line: JsonOption = False,
+    to_file: WriteOption = False,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Resident memory of a worker over an accelerated day, and its slope.
+
+    Example: python -m bench memory --minutes 24 --write
+    """
+    _run("memory", [partial(bench_memory, minutes, symbols, speed)], as_json_line, to_file, results)
+
+
 @app.command(name="all")
 def everything(to_file: WriteOption = False, results: ResultsOption = RESULTS) -> None:
     """Every benchmark, one after the other, with its defaults: about eleven minutes.
 
     Example: python -m bench all --write
     """
-    for benchmark in (route, latency, close, workers, start, stops, features, labels):
+    for benchmark in (route, latency, close, workers, start, outage, failover, stops, features, labels):
         benchmark(to_file=to_file, results=results)
 
 

@@ -31,7 +31,7 @@ from perpline.domain.signal import Decision, Message, Prediction
 from perpline.exchange.binance.decode import FieldWatch, decode
 from perpline.features.live import LiveFeatures
 from perpline.inference.registry import Deployed, load_default
-from perpline.storage.store import Committed, Store
+from perpline.storage.store import Committed, Fence, Store
 
 FIRST_CLOSE_MS = 1_790_773_200_000
 EXCHANGE_DELAY_MS = 300
@@ -182,9 +182,10 @@ class TimedStore:
         predictions: Sequence[Prediction],
         messages: Sequence[Message],
         t_commit: int,
+        fence: Fence | None = None,
     ) -> Committed:
         self.began["commit"] = self._clock.now_us()
-        committed = await self._store.commit_decisions(decisions, predictions, messages, t_commit)
+        committed = await self._store.commit_decisions(decisions, predictions, messages, t_commit, fence)
         self.ended["commit"] = self._clock.now_us()
         return committed
 

@@ -81,8 +81,8 @@ class _Reading:
         self._zero_ns = zero_ns
         self._rng = rng
 
-    def on_messages(self, batch: list[bytes], received_us: int) -> set[str]:
-        streams = self._route(batch, received_us)
+    def on_messages(self, batch: list[bytes], received_us: int, source: int) -> set[str]:
+        streams = self._route(batch, received_us, source)
         self.heard += len(batch)
         if self._began is not None:
             self._read(batch)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import apsw
+
 from perpline.domain.candle import MINUTE_MS, last_boundary
 from perpline.endpoint import token_file
 
@@ -59,9 +61,10 @@ def exchange_time_ms(exchange: dict[str, Any]) -> int:
 class Worker:
     """`perpline run` on an exchange, with everything it keeps in `folder`."""
 
-    def __init__(self, exchange: dict[str, Any], folder: Path, *arguments: str) -> None:
+    def __init__(self, exchange: dict[str, Any], folder: Path, *arguments: str, **changes: object) -> None:
         folder.mkdir(exist_ok=True)
         self.database = folder / "perpline.db"
+        self._symbols = int(exchange["symbols"])
         self._log = folder / f"worker-{time.monotonic_ns()}.log"
         settings = {
             "network": "custom",
@@ -75,6 +78,7 @@ class Worker:
             "data_dir": str(folder),
             "log_level": "info",
             "log_format": "json",
+            **changes,
         }
         file = folder / "perpline.toml"
         file.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
@@ -89,6 +93,38 @@ class Worker:
         """Seconds from the start of the process until the newest closed 1m candle of every symbol was known, and with
         it, for candles come in order, every window full. Raises NotReady."""
         return self._wait(self._has_windows, 0.1, limit_s, "done with its windows")
+
+    def wait_decided(self, close_time: int, limit_s: float = START_LIMIT_S) -> float:
+        """Seconds from the start of the process until every symbol had its decision for this minute. Raises NotReady
+        where it has not, or where it was missed."""
+
+        def decided() -> bool:
+            if not self.database.exists():
+                return False
+            statuses = self.statuses(close_time)
+            if "skipped_missed" in statuses:
+                raise NotReady(f"{statuses.count('skipped_missed')} decisions were missed")
+            return len(statuses) >= self._symbols
+
+        return self._wait(decided, 0.02, limit_s, "done with its decisions")
+
+    def statuses(self, close_time: int) -> list[str]:
+        """Those of the decisions of this minute."""
+        connection = apsw.Connection(str(self.database), flags=apsw.SQLITE_OPEN_READONLY)
+        connection.set_busy_timeout(5000)
+        try:
+            return [
+                text for (text,) in connection.execute("SELECT status FROM signals WHERE close_time = ?", (close_time,))
+            ]
+        finally:
+            connection.close()
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        self._process.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
 
     def _has_windows(self) -> bool:
         started = self._said("worker_started")
@@ -129,6 +165,14 @@ class Worker:
             return None, None
         kb = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if "kB" in rest}
         return round(kb["VmRSS"] / 1024, 1), round(kb["VmHWM"] / 1024, 1)
+
+    def cpu_s(self) -> float:
+        """Processor seconds so far; 0 where the system has no /proc."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(") ")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> dict[str, Any]:
         """Its last status, after a stop as by Ctrl-C."""

@@ -8,7 +8,7 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from perpline.exchange.binance import endpoints
 from perpline.exchange.binance.decode import FieldWatch, decode
 from perpline.exchange.binance.messages import Combined
 from perpline.inference.registry import Deployed, load_default
-from perpline.websocket.connection import Connection
+from perpline.websocket.connection import Connection, OnMessages
 from perpline.websocket.subscriptions import STREAM_TYPES
 
 TYPED = "picows + msgspec typed"
@@ -252,7 +252,7 @@ async def _receive_with_perpline(url: str, parts: Parts) -> None:
     running.cancel()
 
 
-def make_connection(url: str, parts: Parts, on_messages: Callable[[list[bytes], int], Iterable[str]]) -> Connection:
+def make_connection(url: str, parts: Parts, on_messages: OnMessages) -> Connection:
     """A connection with every stream of every symbol."""
     return Connection(
         name="bench",
@@ -260,6 +260,7 @@ def make_connection(url: str, parts: Parts, on_messages: Callable[[list[bytes], 
         streams=[endpoints.stream_name(symbol, kind) for symbol in parts.symbols for kind in STREAM_TYPES],
         on_messages=on_messages,
         subscribe_request=endpoints.subscribe_request,
+        unsubscribe_request=endpoints.unsubscribe_request,
         clock=parts.clock,
         rng=random.Random(0),
     )

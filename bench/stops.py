@@ -235,6 +235,7 @@ class _Desk:
                 streams=plan.streams,
                 on_messages=self._on_messages,
                 subscribe_request=endpoints.subscribe_request,
+                unsubscribe_request=endpoints.unsubscribe_request,
                 clock=clock,
                 rng=rng,
             )
@@ -257,7 +258,7 @@ class _Desk:
         self.running = (socket.run, self.stream.run, self.trader.run, *(each.run for each in connections))
         self.is_connected = lambda: socket.is_ready and self.stream.live and all(each.connects for each in connections)
 
-    def _on_messages(self, batch: list[bytes], received_us: int) -> Iterable[str]:
+    def _on_messages(self, batch: list[bytes], received_us: int, source: int) -> Iterable[str]:
         began_ns = time.monotonic_ns()
         before = len(self.lane.written_ns)
         heard = self.router.route_batch(batch, received_us)

@@ -84,6 +84,7 @@ class LiveDesk:
                 streams=plan.streams,
                 on_messages=router.route_batch,
                 subscribe_request=endpoints.subscribe_request,
+                unsubscribe_request=endpoints.unsubscribe_request,
                 clock=self.clock,
                 rng=self._rng,
             )

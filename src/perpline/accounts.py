@@ -1,14 +1,10 @@
 """The paper and the live account of a process: their parts made and joined, and their life. bootstrap's other half."""
 
 import asyncio
-import os
 import random
-import secrets
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
@@ -16,7 +12,7 @@ import structlog
 from perpline.common.backoff import backoff_s
 from perpline.common.clock import Clock
 from perpline.common.config import Settings
-from perpline.common.errors import Malformed, NeedsPerson, Refused, Unavailable
+from perpline.common.errors import Fenced, Malformed, NeedsPerson, Refused, Unavailable
 from perpline.domain.market import BookTicker, MarkPrice, Side
 from perpline.domain.order import Account, AccountSnapshot
 from perpline.domain.signal import Decision, Message
@@ -27,6 +23,7 @@ from perpline.exchange.binance.order_socket import OrderSocket
 from perpline.exchange.binance.trading_rest import BinanceTrading, receive_window_ms
 from perpline.exchange.binance.user_events import decode_user_event
 from perpline.exchange.binance.weight import WeightLedger
+from perpline.leadership import Leadership, is_dead, new_owner, shown_owner
 from perpline.storage.store import TRADING_TABLES, Store
 from perpline.trading.executor import LiveExecutor
 from perpline.trading.mode import Change, Modes
@@ -34,7 +31,7 @@ from perpline.trading.order_manager import OrderManager
 from perpline.trading.paper import PaperExecutor, estimated_price
 from perpline.trading.reconcile import Reconciler
 from perpline.trading.risk import Risk, bold_settings
-from perpline.trading.trader import LEASE_MS, TradedMarket, Trader
+from perpline.trading.trader import TradedMarket, Trader
 from perpline.websocket.user_stream import UserStream
 
 log = structlog.get_logger("perpline.accounts")
@@ -42,9 +39,6 @@ log = structlog.get_logger("perpline.accounts")
 T = TypeVar("T")
 
 LOOK_AT_MODES_S = 1.0
-RENEW_LEASE_S = 2.0
-"""A third of the time after which a process that said nothing is taken for dead."""
-ASK_FOR_LEASE_S = 0.5
 LEAST_PAUSE_S = 0.2
 """Between the first reason to compare the books and the comparison, wall seconds."""
 RECONCILE_AGAIN_S = 30.0
@@ -54,8 +48,9 @@ RECONCILE_AGAIN_S = 30.0
 class Accounts:
     """Modes, the paper account, and the live one where there are keys.
 
-    Only the process that holds an account's lease trades it. Signals and marks come in by `take_signals` and
-    `on_mark_price`; `wake()` says that somebody may have set a mode.
+    An account is traded by the process that leads and holds the account's own lease (two slots may name one account).
+    It stops when it loses either and begins anew, as a process does at its start, when it has both again. Signals and
+    marks come in by `take_signals` and `on_mark_price`; `wake()` says that somebody may have set a mode.
     """
 
     def __init__(
@@ -71,7 +66,9 @@ class Accounts:
         credentials: Credentials | None,
         weight: WeightLedger,
         measure_offset: Callable[[], Awaitable[None]],
+        leadership: Leadership | None = None,
     ) -> None:
+        """Without `leadership` the accounts' own leases are all that is asked for."""
         self.modes = Modes(store, clock.exchange_now_ms, changed=self._mode_changed)
         self.traders: dict[Account, Trader] = {}
         """Those that trade now: their lease is ours, and what the tables say of them has been read."""
@@ -88,7 +85,9 @@ class Accounts:
         self._weight = weight
         self._measure_offset = measure_offset
         self._paper: PaperExecutor | None = None
-        self._owner = f"{_surroundings()}/{os.getpid()}/{secrets.token_hex(4)}"
+        self._leadership = leadership
+        self._owner = new_owner() if leadership is None else leadership.owner
+        self._leases: dict[Account, Leadership] = {}
         self._woken = asyncio.Event()
 
     def take_signals(self, decisions: Sequence[Decision]) -> None:
@@ -103,6 +102,10 @@ class Accounts:
             if (paper := self.traders.get("paper")) is not None:
                 paper.on_mark_price(mark)
             self._paper.on_mark_price(mark)
+
+    def holds(self, symbol: str) -> bool:
+        """Whether an account that is traded here has a position in the symbol, opening or open."""
+        return any(trader.manager.open_positions(symbol) for trader in self.traders.values())
 
     def wake(self) -> None:
         """Look at the modes now, and not within a second."""
@@ -121,12 +124,15 @@ class Accounts:
 
     async def drain(self) -> None:
         """Write what is not written and give the leases back. Raises Unavailable."""
-        for trader in self.traders.values():
-            await trader.drain()
+        for account, trader in self.traders.items():
+            try:
+                await trader.drain()
+            except Fenced as error:
+                self._leases[account].lose(str(error))
         if self.live is not None:
             await self.live.close()
-        for account in self.traders:
-            await self._store.drop_lease(self._lease(account), self._owner)
+        for lease in self._leases.values():
+            await lease.drop()
 
     def status(self) -> dict[str, Any]:
         """Plain JSON values for /status."""
@@ -196,58 +202,70 @@ class Accounts:
         return f"trader:{account}:{self._credentials.fingerprint}"
 
     async def _trade(self, account: Account, run: Callable[[], Awaitable[None]]) -> None:
-        """Wait for the lease, then trade until it is lost: then somebody else does, and nothing is sent from here."""
-        self.waiting_for_lease.add(account)
-        told = False
-        while not await self._take_lease(account):
-            if not told:
-                log.warning("account_traded_elsewhere", account=account, action="trading")
-            told = True
-            await self._clock.sleep_wall(ASK_FOR_LEASE_S)
-        self.waiting_for_lease.discard(account)
-        working = asyncio.ensure_future(run())
-        renewing = asyncio.create_task(self._keep_lease(account), name=f"{account} lease")
-        try:
-            done, _ = await asyncio.wait((working, renewing), return_when=asyncio.FIRST_COMPLETED)
-            if working in done:
-                working.result()
-        finally:
-            for task in (working, renewing):
-                task.cancel()
-            await asyncio.gather(working, renewing, return_exceptions=True)
-        self.traders.pop(account, None)
-        self.waiting_for_lease.add(account)
-        log.error("account_lease_lost", account=account, action="trading")
-        await asyncio.Event().wait()  # a person looks why two of them were started; the next start may trade again
-
-    async def _take_lease(self, account: Account) -> bool:
-        now = self._clock.exchange_now_ms()
-        name = self._lease(account)
-        try:
-            for row in await self._store.trading_rows("leases", {"name": name}):
-                holder = TRADING_TABLES["leases"].named(row)["owner"]
-                if _is_dead(holder):
-                    await self._store.drop_lease(name, holder)
-            taken = await self._store.take_lease(name, self._owner, now, now + round(LEASE_MS * self._clock.speed))
-        except Unavailable as error:
-            log.error("account_lease_not_read", account=account, reason=str(error), action="trading")
-            return False
-        return taken is not None
-
-    async def _keep_lease(self, account: Account) -> None:
-        """Renew it until somebody else has it. While the database is away nobody can take it either."""
+        """Trade whenever this process leads and has the account's lease; then nobody else does. For ever."""
+        leader = self._leadership
         while True:
-            await self._clock.sleep_wall(RENEW_LEASE_S)
-            now = self._clock.exchange_now_ms()
+            self.waiting_for_lease.add(account)
+            if leader is not None:
+                await leader.until_held()
+            lease = self._leases[account] = Leadership(
+                self._store, self._clock, self._lease(account), self._owner, may_replace=self._acts_no_more
+            )
+            ends = [asyncio.create_task(self._trade_under(lease, account, run), name=f"{account} account")]
+            if leader is not None:
+                ends.append(asyncio.create_task(leader.until_lost(), name=f"{account} while leading"))
             try:
-                taken = await self._store.take_lease(
-                    self._lease(account), self._owner, now, now + round(LEASE_MS * self._clock.speed)
-                )
-            except Unavailable as error:
-                log.error("account_lease_not_read", account=account, reason=str(error), action="trading")
-                continue
-            if taken is None:
-                return
+                done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            except* Fenced as refused:
+                lease.lose(str(refused.exceptions[0]))
+            finally:
+                for task in ends:
+                    task.cancel()
+                await asyncio.gather(*ends, return_exceptions=True)
+            if account in self.traders:
+                log.error("account_lease_lost", account=account, action="trading")
+            await self._forget(account)
+            await lease.drop()
+
+    async def _trade_under(self, lease: Leadership, account: Account, run: Callable[[], Awaitable[None]]) -> None:
+        """Wait for the lease, then trade until it is lost."""
+        if not await lease.attempt() and lease.holder:
+            log.warning("account_traded_elsewhere", account=account, holder=shown_owner(lease.holder), action="trading")
+        async with asyncio.TaskGroup() as group:
+            keeping = group.create_task(lease.run(), name=f"{account} lease")
+            await lease.until_held()
+            self.waiting_for_lease.discard(account)
+            working = asyncio.ensure_future(run())
+            lost = asyncio.create_task(lease.until_lost(), name=f"{account} lease lost")
+            try:
+                await asyncio.wait((working, lost), return_when=asyncio.FIRST_COMPLETED)
+                if working.done():
+                    working.result()
+            finally:
+                for task in (working, lost, keeping):
+                    task.cancel()
+                await asyncio.gather(working, lost, return_exceptions=True)
+
+    async def _forget(self, account: Account) -> None:
+        """What is open is the next trader's, which reads it from the tables and the exchange."""
+        self.traders.pop(account, None)
+        if account == "paper":
+            self._paper = None
+        elif self.live is not None:
+            live, self.live = self.live, None
+            await live.close()
+
+    def _acts_no_more(self, holder: str) -> bool:
+        """Who led before us stopped by itself before we could lead: its accounts need not be waited for."""
+        return is_dead(holder) or (self._leadership is not None and holder == self._leadership.predecessor)
+
+    def _may_act(self, lease: Leadership) -> bool:
+        """Whether nobody else can be trading under this lease, or nobody can know: the database is away for us, and a
+        stop that fires closes what is ours all the same."""
+        leases = [lease] if self._leadership is None else [lease, self._leadership]
+        return all(each.leads or each.is_cut_off for each in leases)
 
     async def _live_runs(self) -> tuple[int, int]:
         """The numbers of the first live run on these tables, and of this one. Raises Unavailable.
@@ -283,6 +301,8 @@ class Accounts:
             naked_alarm_s=settings.naked_alarm_s,
             unknown_positions=settings.unknown_positions,
             default_levels_pct=self._default_levels_pct(),
+            fence=self._leases[account].fence,
+            may_act=partial(self._may_act, self._leases[account]),
             expected_price=self._expected_price,
             **more,
         )
@@ -520,29 +540,6 @@ class _LiveAccount:
         if not margin.isolated or margin.leverage != leverage:
             kind = "isolated" if margin.isolated else "cross"
             raise Refused(f"{symbol} has {kind} margin with leverage {margin.leverage}, not isolated with {leverage}")
-
-
-def _surroundings() -> str:
-    """What makes two process numbers comparable: host, its boot, and the namespace that they are numbers of."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"{socket.gethostname()}/?/?"  # not Linux: then a dead process's lease is waited out
-
-
-def _is_dead(owner: str) -> bool:
-    """Whether the owner of a lease was a process of these surroundings that is no more: a restart need not wait."""
-    surroundings, _, rest = owner.rpartition("/")[0].rpartition("/")
-    if surroundings != _surroundings() or "?" in surroundings or not rest.isdecimal():
-        return False
-    try:
-        os.kill(int(rest), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False  # it lives and is somebody else's
-    return False
 
 
 async def _patiently(clock: Clock, ask: Callable[[], Awaitable[T]]) -> T:

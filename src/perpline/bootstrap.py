@@ -5,28 +5,32 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
+from msgspec import Struct
 
 from perpline.accounts import Accounts
 from perpline.bus.bus import Bus
+from perpline.bus.feature_stream import FeatureStream
 from perpline.bus.memory import MemoryBus
 from perpline.collector.buffer import Buffer
-from perpline.collector.gaps import ClosedCandles, GapLedger
+from perpline.collector.gaps import ClosedCandles, FetchCandles, GapLedger
 from perpline.collector.malformed import MalformedFile
 from perpline.collector.recorder import FrameWriter
 from perpline.collector.rest_feed import RestFeed
 from perpline.collector.rest_poller import RestPoller
+from perpline.collector.spool import Spool, Taken
 from perpline.common.clock import Clock, SystemClock
 from perpline.common.config import Settings
 from perpline.common.errors import Malformed, NeedsPerson, RateLimited, Refused, Unavailable
-from perpline.domain.candle import INTERVAL_MS, MINUTE_MS, Candle, KlineUpdate, last_boundary
+from perpline.domain.candle import INTERVAL_MS, MINUTE_MS, Candle, KlineUpdate, closed_candle, last_boundary
 from perpline.domain.instrument import Instrument
 from perpline.domain.market import BookTicker, MarkPrice
 from perpline.domain.signal import Decision
@@ -48,22 +52,29 @@ from perpline.exchange.binance.decode import (
 from perpline.exchange.binance.rest import BinanceRest
 from perpline.exchange.binance.weight import WeightLedger
 from perpline.exchange.ports import MarketRest
+from perpline.features.batch import BTC
 from perpline.features.live import LiveFeatures, compile_kernel
 from perpline.inference.registry import Deployed, ModelLoader
+from perpline.leadership import Leadership, new_owner
 from perpline.signals.engine import Market, SignalEngine
+from perpline.signals.journal import PATIENCE_S, Journal
+from perpline.signals.journal import SPOOLED as SPOOLED_DECISIONS
 from perpline.signals.publisher import Publisher
+from perpline.signals.sending import FeatureSender, shard_of
 from perpline.storage.history import HISTORY_TABLES, symbol_history
 from perpline.storage.shared_text import PostgresText, SqliteText
 from perpline.storage.sqlite import SqliteStore
-from perpline.storage.store import Row, Store, candle_row
+from perpline.storage.store import TABLES, TRADING_TABLES, Row, Store, candle_row
+from perpline.storage.symbols import SymbolChanges, symbol_changes
 from perpline.trading.trader import TradedMarket
-from perpline.websocket.connection import Connection, Deadlines
+from perpline.websocket.connection import Deadlines
 from perpline.websocket.handlers.book_ticker_handler import BookTickerHandler
 from perpline.websocket.handlers.kline_handler import KlineHandler
 from perpline.websocket.handlers.mark_price_handler import MarkPriceHandler
 from perpline.websocket.lane import Lane
+from perpline.websocket.market_streams import MarketStreams, Wire
 from perpline.websocket.stream_router import StreamRouter
-from perpline.websocket.subscriptions import STREAM_TYPES, plan_connections
+from perpline.websocket.subscriptions import STREAM_TYPES
 
 log = structlog.get_logger("perpline.bootstrap")
 
@@ -82,6 +93,21 @@ LEAST_LOOKBACK_MIN = VOLATILITY_MIN + 1
 FIRST_ANSWER_S = 20.0
 """How long a command that asks much waits for the exchange's very first answer, wall seconds."""
 TELL_EVERY_S = 4.0
+
+SPOOLS = 9
+"""Processes that may have a spool in one data folder."""
+SPOOL_RESERVED_MB = 16
+"""Disk that is taken beforehand for decisions: those of 600 symbols and ten minutes, or of 30 and three hours."""
+SPOOL_MAY_DROP = tuple(sorted(TABLES, key=lambda table: not table.startswith("candles_")))
+"""Rows, those first that can be fetched again. Decisions and gaps are never dropped."""
+
+LIVE_SERIES: Mapping[str, str] = {
+    "premium_index": "",
+    "book_minutes": "",
+    **{f"{series}_klines": "" for series in ("mark", "index", "premium")},
+    "open_interest": " AND kind = 'spot_1m'",
+}
+"""Tables with a row a minute that nobody fetches again by itself, and which rows of them those are."""
 
 CACHED_CANDLES = 96
 """15m and 1h candles loaded for each symbol at the first start: a day and four days."""
@@ -221,19 +247,68 @@ async def first_answer(
 
 
 async def choose_instruments(settings: Settings, rest: MarketRest) -> dict[str, Instrument]:
-    """The instruments to follow, by symbol, in the order named or by volume.
+    """The instruments that the settings stand for, by symbol, in the order named or by volume.
 
     Raises NeedsPerson for unknown symbols, Unavailable where the exchange does not answer.
     """
+    listed = await _listed(settings, rest)
+    if settings.top is not None:
+        return await _top(settings, rest, listed)
+    missing = [symbol for symbol in settings.symbols if symbol not in listed]
+    if missing:
+        raise NeedsPerson(f"the exchange does not list {', '.join(missing[:5])}: check `symbols`")
+    return {symbol: listed[symbol] for symbol in settings.symbols if symbol not in settings.exclude}
+
+
+class Followed(Struct, frozen=True, kw_only=True):
+    """What a worker begins with; the names are those of `Parts`."""
+
+    instruments: dict[str, Instrument]
+    leaving: set[str]
+    by_settings: list[str]
+    since: dict[str, int]
+
+
+async def followed_instruments(settings: Settings, rest: MarketRest, store: Store, now: int) -> Followed:
+    """What to follow by the settings and the table `symbols`, and what only is heard until its positions are closed.
+
+    A contract that has ended is left out, and so is one that was followed once and that the exchange does not list any
+    more (`Universe` notes it): no worker shall fail to start over it. Raises NeedsPerson for symbols that nobody knows
+    and where nothing is left to follow, Unavailable where exchange or database do not answer.
+    """
+    listed = await _listed(settings, rest)
+    changes = SymbolChanges(await symbol_changes(store))
+    if settings.top is not None:
+        by_settings = list(await _top(settings, rest, listed))
+    else:
+        by_settings = [symbol for symbol in settings.symbols if symbol not in settings.exclude]
+    wanted = changes.followed(by_settings, settings.exclude)
+    missing = [symbol for symbol in wanted if symbol not in listed and symbol not in changes.wanted]
+    held = await store.last_candles("1m", missing, 1) if missing else {}
+    if unknown := [symbol for symbol in missing if not held.get(symbol)]:
+        raise NeedsPerson(f"the exchange does not list {', '.join(unknown[:5])}: check `symbols`")
+    chosen = {symbol: listed[symbol] for symbol in wanted if symbol in listed and not listed[symbol].has_ended(now)}
+    if not chosen:
+        raise NeedsPerson("no symbol is left to follow: perpline symbols list shows why, perpline symbols add adds one")
+    positions = TRADING_TABLES["positions"]
+    traded = {positions.named(row)["symbol"] for row in await store.trading_rows("positions", {"closed_at": None})}
+    leaving = {symbol for symbol in traded - chosen.keys() if symbol in listed and not listed[symbol].has_ended(now)}
+    return Followed(
+        instruments=chosen | {symbol: listed[symbol] for symbol in sorted(leaving)},
+        leaving=leaving,
+        by_settings=by_settings,
+        since=changes.since,
+    )
+
+
+async def _listed(settings: Settings, rest: MarketRest) -> dict[str, Instrument]:
     try:
-        listed = {instrument.symbol: instrument for instrument in await rest.instruments()}
+        return {instrument.symbol: instrument for instrument in await rest.instruments()}
     except Unavailable as error:
         raise _no_answer(settings, error) from None
-    if settings.top is None:
-        missing = [symbol for symbol in settings.symbols if symbol not in listed]
-        if missing:
-            raise NeedsPerson(f"the exchange does not list {', '.join(missing[:5])}: check `symbols`")
-        return {symbol: listed[symbol] for symbol in settings.symbols if symbol not in settings.exclude}
+
+
+async def _top(settings: Settings, rest: MarketRest, listed: Mapping[str, Instrument]) -> dict[str, Instrument]:
     volumes = await rest.quote_volumes_24h()
     candidates = [
         instrument
@@ -285,10 +360,81 @@ class Parts:
     """The tables beside the candles that the models' features look back on."""
     accounts: Accounts | None = None
     """None in a replay, which trades nothing."""
+    leadership: Leadership | None = None
+    """None where there is nobody to lead: a replay."""
+    journal: Journal | None = None
+    """What the engine commits with."""
+    spool: Spool | None = None
+    """Where rows and decisions wait while the database is away; None where there is none to be had, and in a replay."""
+    left_spools: Sequence[Spool] = ()
+    """Those of dead processes that nobody else uses, until `recover_spools`."""
+    fetch: FetchCandles | None = None
+    """Asks the exchange for closed candles; None in a replay."""
+    by_settings: Sequence[str] = ()
+    """The symbols that the settings stood for at the start, whatever the table `symbols` says of them."""
+    since: Mapping[str, int] = field(default_factory=dict)
+    """By symbol, when a row of that table had it followed (again), exchange ms."""
+    leaving: set[str] = field(default_factory=set)
+    """Symbols that are decided on no more, and heard until their positions are closed."""
+    lanes: Sequence[Lane[Any]] = ()
+    sender: FeatureSender | None = None
+    """With role = collector."""
+    on_forget: list[Callable[[str], None]] = field(default_factory=list)
+    """Told of each symbol that is forgotten: for those who remember something by symbol and are no parts."""
 
     @property
     def symbols(self) -> list[str]:
-        return list(self.instruments)
+        """The symbols that are decided on, or will be as soon as their windows are loaded."""
+        return [symbol for symbol in self.instruments if symbol not in self.leaving]
+
+    async def follow(self, instrument: Instrument) -> None:
+        """Load one symbol more: its windows from the store, the remainder asked of REST through the one door.
+
+        Nothing is decided before `begin_deciding`. Raises Unavailable and NeedsPerson as `load_windows` does; then it
+        is not followed.
+        """
+        symbol = instrument.symbol
+        self.forget(symbol)  # one that is leaving begins anew
+        self.instruments[symbol] = instrument
+        self.features.follow(symbol)
+        self._lay_lanes()
+        try:
+            await load_symbols(self, [symbol], "it was not followed")
+        except (Unavailable, NeedsPerson):
+            self.forget(symbol)
+            raise
+
+    def begin_deciding(self, symbol: str) -> None:
+        """Expect a decision on this symbol for every minute that closes from now on."""
+        self.engine.add(symbol, last_boundary(self.clock.exchange_now_ms()))
+
+    def retire(self, symbol: str) -> None:
+        """Decide no more on this symbol and expect no candles; prices are heard, and stops watched, until `forget`."""
+        self.engine.forget(symbol)
+        self.closed.forget(symbol)
+        self.leaving.add(symbol)
+
+    def forget(self, symbol: str) -> None:
+        """Drop everything of this symbol, in every part. Nothing for one that is not followed.
+
+        Not while the engine has a minute of it on its way (`SignalEngine.is_due`): that needs its features.
+        """
+        if symbol not in self.instruments:
+            return
+        self.retire(symbol)
+        self.marks.forget(symbol)
+        self.books.forget(symbol)
+        self.klines.forget(symbol)
+        self.features.forget(symbol)
+        del self.instruments[symbol]
+        self.leaving.discard(symbol)
+        self._lay_lanes()
+        for forget in self.on_forget:
+            forget(symbol)
+
+    def _lay_lanes(self) -> None:
+        for lane in self.lanes:
+            lane.follow({endpoints.stream_name(symbol, lane.kind): symbol for symbol in self.instruments})
 
     def flush_minutes(self) -> None:
         """Put the rows of the minutes in progress into the buffer."""
@@ -307,21 +453,109 @@ async def opened_parts(settings: Settings, rng: random.Random) -> AsyncIterator[
     rest = make_rest(settings, clock)
     store = open_store(settings.database_url.get_secret_value())
     bus = open_bus(settings.redis_url.get_secret_value())
+    stream: FeatureStream | None = None
+    if settings.role == "collector":
+        stream = FeatureStream(settings.redis_url.get_secret_value(), settings.slot)
+    spools: list[Spool] = []
     try:
-        instruments = await choose_instruments(settings, rest)
-        await measure_offset(clock, rest)
         await store.open()
+        now = clock.exchange_now_ms()
+        followed = await followed_instruments(settings, rest, store, now)
+        await measure_offset(clock, rest)
         await bus.open()
         loader = ModelLoader(store, clock, settings.models_dir, settings.slot, book_minutes=settings.book_minutes)
-        parts = make_parts(settings, clock, store, bus, instruments, rest, rng, await loader.at_start())
+        leadership = Leadership(store, clock, lease_name(settings), new_owner())
+        instruments, deployed = followed.instruments, await loader.at_start()
+        if stream is not None:
+            await stream.open()
+            instruments = _instruments_of_shard(settings, instruments, deployed)
+        spools += await take_spools(settings, clock)
+        spool = spools[0] if spools else None
+        parts = make_parts(
+            settings,
+            clock,
+            store,
+            bus,
+            instruments,
+            rest,
+            rng,
+            deployed,
+            leadership=leadership,
+            spool=spool,
+            stream=stream,
+        )
+        parts.left_spools = spools[1:]
         loader.holds(parts.features.lookback_min, parts.features.cross_section, parts.other_tables)
         parts.loader = loader
-        parts.accounts = make_accounts(parts, rest, rng)
+        parts.by_settings, parts.since = followed.by_settings, followed.since
+        parts.leaving = followed.leaving & instruments.keys()
+        if stream is None:
+            parts.accounts = make_accounts(parts, rest, rng)
         yield parts, rest
     finally:
+        if stream is not None:
+            await stream.close()
+        for each in spools:
+            await each.close()
         await bus.close()
         await store.close()
         await rest.close()
+
+
+def lease_name(settings: Settings) -> str:
+    """Whoever has this lease does the work of the role; others that are started for it stand by."""
+    if settings.role == "collector":
+        return f"collector:{settings.slot}:{settings.shard}"
+    return f"leader:{settings.slot}"
+
+
+def belongs(settings: Settings, symbol: str, *, cross_section: bool) -> bool:
+    """Whether a worker hears this symbol: all, or those of its shard, and BTCUSDT where a model is measured by it."""
+    number, shards = settings.shard_numbers
+    return shard_of(symbol, shards) == number or (cross_section and symbol == BTC)
+
+
+def _instruments_of_shard(
+    settings: Settings, instruments: Mapping[str, Instrument], deployed: Sequence[Deployed]
+) -> dict[str, Instrument]:
+    cross_section = any(each.model is not None and each.model.cross_section for each in deployed)
+    number, shards = settings.shard_numbers
+    if not any(shard_of(symbol, shards) == number for symbol in instruments):
+        raise NeedsPerson(f"shard {settings.shard} has none of the {len(instruments)} symbols: have fewer shards")
+    return {
+        symbol: each for symbol, each in instruments.items() if belongs(settings, symbol, cross_section=cross_section)
+    }
+
+
+async def take_spools(settings: Settings, clock: Clock) -> list[Spool]:
+    """Our spool, and behind it those of dead processes of this data folder that hold something.
+
+    Nothing where the folder cannot be used: that is told, and the work goes on without.
+    """
+    found: list[Spool] = []
+    for number in range(1, SPOOLS + 1):
+        folder = settings.data_dir / ("spool" if number == 1 else f"spool.{number}")
+        if found and not folder.exists():
+            continue
+        spool = Spool(
+            folder,
+            settings.spool_mb << 20,
+            clock,
+            reserved={} if found else {SPOOLED_DECISIONS: min(SPOOL_RESERVED_MB, settings.spool_mb // 4 or 1) << 20},
+            may_drop=SPOOL_MAY_DROP,
+        )
+        try:
+            await spool.open()
+        except Taken:
+            continue
+        except NeedsPerson as error:
+            log.error("no_spool", reason=str(error), action="start")
+            return found
+        if found and not spool.kinds:
+            await spool.close()
+        else:
+            found.append(spool)
+    return found
 
 
 def make_parts(
@@ -333,12 +567,18 @@ def make_parts(
     rest: MarketRest | None,
     rng: random.Random,
     deployed: Sequence[Deployed],
+    *,
+    leadership: Leadership | None = None,
+    spool: Spool | None = None,
+    stream: FeatureStream | None = None,
 ) -> Parts:
     """Join everything that lies between a message and the outbox. `deployed` is what decides and what is to come.
 
-    Without `rest` (a replay) nothing is ever fetched, and symbols are followed from their first kline on.
+    Without `rest` (a replay) nothing is ever fetched, and symbols are followed from their first kline on. Without
+    `leadership` nobody else is thought of: what is decided is committed and published. Without `spool` what a database
+    that is away does not take waits in memory. With `stream` nothing is decided here: features go there.
     """
-    ledger = GapLedger(clock, store.open_gap, store.close_gap)
+    ledger = GapLedger(clock, store.open_gap, store.close_gap, spool)
     compile_kernel()  # here and not at the first close: it takes seconds where it was never done
     models = [each.model for each in deployed if each.model is not None]
     features = LiveFeatures(
@@ -349,10 +589,8 @@ def make_parts(
     other_tables = frozenset[str]().union(*(model.tables for model in models)) & HISTORY_TABLES.keys() - {"candles_1m"}
 
     def dropped_rows(table: str, rows: Sequence[Row]) -> None:
-        interval = table.removeprefix("candles_")
-        if interval in INTERVAL_MS:
-            for row in rows:
-                ledger.opened(row[0], table, row[1], row[1] + INTERVAL_MS[interval], "dropped: the database was away")
+        for symbol, start, end in spans(table, rows):
+            ledger.opened(symbol, table, start, end, "dropped: the database was away")
 
     buffer = Buffer(
         store.add_rows,
@@ -362,7 +600,10 @@ def make_parts(
         max_rows=settings.buffer_max_rows,
         on_dropped=dropped_rows,
         is_deciding=lambda: engine.is_deciding,
+        spool=spool,
     )
+    if spool is not None:
+        spool.on_dropped = buffer.dropped_from_spool
 
     def on_mark_price(mark: MarkPrice) -> None:
         if parts.accounts is not None:
@@ -372,7 +613,10 @@ def make_parts(
         if parts.accounts is not None:
             parts.accounts.take_signals(decisions)
 
-    marks = MarkPriceHandler(partial(buffer.add, "premium_index"), on_mark_price)
+    def follows(symbol: str) -> bool:
+        return rest is None or symbol in instruments
+
+    marks = MarkPriceHandler(partial(buffer.add, "premium_index"), on_mark_price, follows=follows)
 
     def streams_of(kind: str) -> dict[str, str]:
         return {endpoints.stream_name(symbol, kind): symbol for symbol in instruments}
@@ -395,29 +639,72 @@ def make_parts(
         if "book_minutes" in other_tables:
             features.add_row("book_minutes", row)
 
-    books = BookTickerHandler(book_minute_ended, book_lane)
-    publisher = Publisher(store, bus, clock, rng, on_published=lambda messages, wall_us: engine.on_published(messages))
+    books = BookTickerHandler(book_minute_ended, book_lane, follows=follows)
+    publisher = Publisher(
+        store,
+        bus,
+        clock,
+        rng,
+        on_published=lambda messages, wall_us: engine.on_published(messages),
+        is_spooling=lambda: journal.has_kept,
+        # Where others decide, they publish.
+        leads=lambda: stream is None and (leadership is None or leadership.leads),
+    )
+    journal = Journal(
+        store,
+        spool,
+        publisher,
+        clock,
+        settings.slot,
+        fence=lambda: None if leadership is None else leadership.fence(),
+        # In an accelerated market a minute must not be over before the database is given up.
+        patience_s=min(PATIENCE_S, max(0.25, settings.decide_within_s / 3 / clock.speed)),
+    )
+
+    def fenced() -> None:
+        if leadership is not None:
+            leadership.lose("another process has decided")
 
     def last_1m(symbol: str) -> Candle | None:
         return klines.last_closed["1m"].get(symbol)
 
+    market = Market(marks.latest.get, books.get, last_1m, instruments.get)
+    sender: FeatureSender | None = None
+    if stream is not None:
+        sender = FeatureSender(
+            stream,
+            clock,
+            features,
+            market,
+            shard=settings.shard_numbers,
+            owner="" if leadership is None else leadership.owner,
+            leads=lambda: leadership is None or leadership.holds,
+            expected=lambda: engine.expected,
+            decide_within_s=settings.decide_within_s,
+            book_minutes=settings.book_minutes,
+            tables=sorted(other_tables),
+        )
     engine = SignalEngine(
         clock=clock,
         store=store,
         features=features,
         deployed=deployed,
-        market=Market(marks.latest.get, books.get, last_1m, instruments.get),
+        market=market,
         slot=settings.slot,
         decide_within_s=settings.decide_within_s,
         wake_publisher=publisher.wake,
         end_book_minutes=books.end_minutes if "book_minutes" in other_tables else None,
         on_decided=on_decided,
+        commit=journal.commit,
+        on_fenced=fenced,
+        send=None if sender is None else sender.send,
     )
     klines = KlineHandler(
         add_row=lambda candle: buffer.add(f"candles_{candle.interval}", candle_row(candle)),
         add_to_features=features.add,
         on_1m_candle_close=engine.on_1m_candle_close,
         lanes=kline_lanes,
+        follows=follows,
     )
 
     async def fetch(symbol: str, interval: str, start: int, end: int) -> list[KlineUpdate]:
@@ -431,15 +718,22 @@ def make_parts(
 
     async def repaired(candles: list[Candle]) -> None:
         """Store candles of a hole that was passed, and put the features' window together again."""
-        await store.add_rows(f"candles_{candles[0].interval}", [candle_row(candle) for candle in candles])
+        stands_by = leadership is not None and not leadership.holds
+        if not stands_by:
+            await store.add_rows(f"candles_{candles[0].interval}", [candle_row(candle) for candle in candles])
         symbol = candles[0].symbol
         while candles[0].interval == "1m":
-            await buffer.flush()
+            if not stands_by:
+                await buffer.flush()
             window = (await store.last_candles("1m", [symbol], features.lookback_min))[symbol]
+            if not closed.follows(symbol):
+                break
             newest = features.last_open(symbol)
             if newest is None or window[-1].open_time >= newest:
                 features.rebuild(window)
                 break
+            if stands_by:
+                raise Unavailable("the leader has not stored the newest candles yet")
 
     def repair_since(interval: str, now: int) -> int:
         if settings.gap_repair == "live":
@@ -470,6 +764,7 @@ def make_parts(
         engine.add(update.symbol, last_boundary(update.open_time))
         klines.handle(update)
 
+    lanes: list[Lane[Any]] = [] if book_lane is None else [book_lane, *kline_lanes.values()]
     fields = FieldWatch()
     malformed = MalformedFile(settings.malformed_file, settings.malformed_file_mb << 20)
     parts: Parts
@@ -489,7 +784,7 @@ def make_parts(
         set_aside=malformed.keep,
         see_fields=fields.see,
         see_every=1 if rest is None else LOOK_AT_FIELDS_EVERY,
-        lanes=[] if book_lane is None else [book_lane, *kline_lanes.values()],
+        lanes=lanes,
     )
     parts = Parts(
         settings=settings,
@@ -509,7 +804,13 @@ def make_parts(
         publisher=publisher,
         fields=fields,
         malformed=malformed,
+        sender=sender,
         other_tables=other_tables,
+        lanes=lanes,
+        leadership=leadership,
+        journal=journal,
+        spool=spool,
+        fetch=fetch if rest is not None else None,
     )
     return parts
 
@@ -537,6 +838,7 @@ def make_accounts(parts: Parts, rest: BinanceRest, rng: random.Random) -> Accoun
         credentials=load_credentials(parts.settings, os.environ),
         weight=rest.weight,
         measure_offset=partial(measure_offset, parts.clock, rest),
+        leadership=parts.leadership,
     )
 
 
@@ -546,56 +848,99 @@ def _control_answer(answer: Control) -> None:
         log.error("exchange_refused_control_message", code=answer.code, text=answer.message, action="subscribe")
 
 
-def make_connections(parts: Parts, rng: random.Random, recorder: FrameWriter | None) -> list[Connection]:
-    """The connections that carry every stream of every symbol to the router, and to the recorder if there is one."""
-    route_batch = parts.router.route_batch
+def make_market_streams(
+    parts: Parts, rng: random.Random, recorder: FrameWriter | None, rest: MarketRest
+) -> MarketStreams:
+    """What carries every stream of every symbol to the router, and to the recorder if there is one.
 
-    def record_and_route(batch: list[bytes], received_us: int) -> set[str]:
+    `rest` is asked for the books of symbols whose book has been quiet for long."""
+    route_batch = parts.router.route_batch
+    rest_books: dict[str, int] = {}
+
+    def record_and_route(batch: list[bytes], received_us: int, source: int) -> set[str]:
         assert recorder is not None
         for data in batch:
             recorder.add(data, received_us)
-        return route_batch(batch, received_us)
+        return route_batch(batch, received_us, source)
+
+    def spoken_of(symbol: str, kind: str) -> int | None:
+        """When the symbol surely was traded, or its book changed, as far as anything else than this stream tells."""
+        times = [rest_books[symbol]] if kind == "bookTicker" and symbol in rest_books else []
+        for interval in INTERVAL_MS:
+            update = parts.klines.get(symbol, interval)
+            # A closing frame comes without a trade too, a forming one only after one.
+            if update is not None and not update.closed and update.trades:
+                times.append(update.event_time)
+        candle = parts.klines.last_closed["1m"].get(symbol)
+        if candle is not None and candle.trades:
+            times.append(candle.open_time)
+        return max(times, default=None)
+
+    async def ask_for_quiet_books() -> None:
+        now, limit_s = parts.clock.wall_s(), streams.freshness.limit_s("bookTicker")
+        heard = {symbol: streams.heard(symbol, "bookTicker") for symbol in parts.symbols}
+        quiet = {symbol for symbol, at in heard.items() if at is not None and now - at > limit_s}
+        rest_books.clear()
+        if not quiet:
+            return
+        try:
+            books = await rest.book_tickers()
+        except (Unavailable, Malformed, Refused):
+            return  # nothing is known, and nothing is held against the stream
+        for book in books:
+            known = parts.books.get(book.symbol) if book.symbol in quiet else None
+            if known is not None and book.update_id > known.update_id:
+                rest_books[book.symbol] = book.updated_at
 
     on_messages = route_batch if recorder is None else record_and_route
-    return _connections(parts.settings, parts.clock, rng, parts.symbols, on_messages)
+    streams = _market_streams(
+        parts.settings, parts.clock, rng, parts.symbols, on_messages, spoken_of, ask_for_quiet_books
+    )
+    return streams
 
 
-def make_recording_connections(
+def make_recording_streams(
     settings: Settings, clock: Clock, rng: random.Random, symbols: Sequence[str], recorder: FrameWriter
-) -> list[Connection]:
-    """The connections that carry every stream of these symbols to the recorder and nowhere else."""
+) -> MarketStreams:
+    """What carries every stream of these symbols to the recorder and nowhere else."""
 
-    def record(batch: list[bytes], received_us: int) -> set[str]:
+    def record(batch: list[bytes], received_us: int, source: int) -> set[str]:
         for data in batch:
             recorder.add(data, received_us)
         return {stream for data in batch if (stream := stream_of(data)) is not None}
 
-    return _connections(settings, clock, rng, symbols, record)
+    return _market_streams(settings, clock, rng, symbols, record)
 
 
-def _connections(
+def _market_streams(
     settings: Settings,
     clock: Clock,
     rng: random.Random,
     symbols: Sequence[str],
-    on_messages: Callable[[list[bytes], int], set[str]],
-) -> list[Connection]:
-    plans = plan_connections(
-        symbols, STREAM_TYPES, endpoints.route_of, endpoints.stream_name, settings.max_streams_per_connection
-    )
-    return [
-        Connection(
-            name=f"{plan.route}-{number}",
-            url=endpoints.connection_url(settings.binance_futures_ws_url, plan.route),
-            streams=plan.streams,
-            on_messages=on_messages,
+    on_messages: Callable[[list[bytes], int, int], set[str]],
+    spoken_of: Callable[[str, str], float | None] = lambda symbol, kind: None,
+    ask: Callable[[], Awaitable[None]] | None = None,
+) -> MarketStreams:
+    return MarketStreams(
+        wire=Wire(
+            route_of=endpoints.route_of,
+            stream_name=endpoints.stream_name,
+            url_of=lambda route: endpoints.connection_url(settings.binance_futures_ws_url, route),
             subscribe_request=endpoints.subscribe_request,
-            clock=clock,
-            rng=rng,
-            deadlines=Deadlines(first_data_s=settings.first_data_deadline_s, silence_s=settings.silence_limit_s),
-        )
-        for number, plan in enumerate(plans)
-    ]
+            unsubscribe_request=endpoints.unsubscribe_request,
+        ),
+        stream_types=STREAM_TYPES,
+        symbols=symbols,
+        on_messages=on_messages,
+        clock=clock,
+        rng=rng,
+        lanes=settings.lanes,
+        max_streams=settings.max_streams_per_connection,
+        max_age_s=settings.connection_max_age_s,
+        deadlines=Deadlines(first_data_s=settings.first_data_deadline_s, silence_s=settings.silence_limit_s),
+        spoken_of=spoken_of,
+        ask=ask,
+    )
 
 
 def make_recorder(settings: Settings, clock: Clock) -> FrameWriter | None:
@@ -614,7 +959,7 @@ def make_rest_feed(parts: Parts, rest: MarketRest) -> RestFeed:
     return RestFeed(
         rest,
         parts.clock,
-        lambda: parts.symbols,
+        lambda: list(parts.instruments),
         on_kline=parts.klines.handle,
         on_mark=parts.marks.handle,
         on_book=parts.books.handle,
@@ -635,6 +980,65 @@ def make_poller(parts: Parts, rest: MarketRest) -> RestPoller:
     )
 
 
+async def recover_spools(parts: Parts) -> None:
+    """Recovery, first of all: what earlier processes could not store is stored now, and other series' holes are noted.
+
+    Raises Unavailable where the database is away.
+    """
+    gaps = await parts.store.gaps(only_open=True)
+    parts.ledger.known((gap.symbol, gap.series, gap.from_time, gap.to_time, gap.id) for gap in gaps)
+    found = [] if parts.spool is None else [parts.spool, *parts.left_spools]
+    decisions = 0 if parts.journal is None else await parts.journal.recover(found)
+    rows = notes = 0
+    for spool in found:
+        rows += await parts.buffer.replay(spool)
+        notes += await parts.ledger.replay(spool)
+    if decisions or rows or notes:
+        log.warning("spool_replayed", decisions=decisions, rows=rows, gaps=notes, action="start")
+    for spool in parts.left_spools:
+        await spool.close()
+    parts.left_spools = ()
+    if parts.leadership is None or parts.leadership.holds:
+        await _note_lost_rows(parts)
+
+
+async def _note_lost_rows(parts: Parts) -> None:
+    """Of every series that has a row a minute: a gap from a symbol's last row to the minute in progress."""
+    now = last_boundary(parts.clock.exchange_now_ms())
+    asked = ", ".join("('" + symbol.replace("'", "''") + "')" for symbol in parts.symbols)
+    lost = 0
+    for table, which in LIVE_SERIES.items():
+        time = TABLES[table].time
+        last = f'SELECT max("{time}") FROM "{table}" AS t WHERE t.symbol = asked.symbol{which}'
+        for symbol, newest in await parts.store.select(
+            f"WITH asked (symbol) AS (VALUES {asked}) SELECT asked.symbol, ({last}) FROM asked"
+        ):
+            start = None if newest is None else newest - newest % MINUTE_MS + MINUTE_MS
+            if start is not None and start < now:
+                dying = now - start <= 2 * MINUTE_MS
+                cause = "not stored before the process ended" if dying else "no process was alive"
+                parts.ledger.opened(symbol, table, start, now, cause, tell=False)
+                lost += 1
+    if lost:
+        log.warning("rows_missing", gaps=lost, series=sorted(LIVE_SERIES), action="start")
+
+
+def spans(table: str, rows: Sequence[Row]) -> list[tuple[str, int, int]]:
+    """What these rows of a table cover: (symbol, from, to) of each run of minutes, or of candles of their length."""
+    columns = TABLES[table].columns
+    if table == "revisions":
+        return []
+    length = INTERVAL_MS.get(table.removeprefix("candles_"), MINUTE_MS)
+    time, symbol = columns.index(TABLES[table].time), columns.index("symbol")
+    found: list[tuple[str, int, int]] = []
+    for name, at in sorted({(row[symbol], row[time] - row[time] % length) for row in rows}):
+        if found and found[-1][0] == name and found[-1][2] == at:
+            found[-1] = (name, found[-1][1], at + length)
+        else:
+            found.append((name, at, at + length))
+    return found
+
+
 async def load_windows(parts: Parts) -> None:
     """Recovery: windows from the store, and the remainder asked of REST through the one door for closed candles.
 
@@ -642,17 +1046,22 @@ async def load_windows(parts: Parts) -> None:
     gap_repair = "live", to be fetched now. A minute that was stored and not decided, with time left to decide it, is
     due. Raises NeedsPerson where the store holds candles of the future.
     """
-    now = parts.clock.exchange_now_ms()
     parts.ledger.known(
         (gap.symbol, gap.series, gap.from_time, gap.to_time, gap.id) for gap in await parts.store.gaps(only_open=True)
     )
+    await load_symbols(parts, parts.symbols, "no process was alive")
+
+
+async def load_symbols(parts: Parts, symbols: Sequence[str], cause: str) -> None:
+    """The same for these symbols; `cause` says in the ledger why candles before their windows are missing."""
+    now = parts.clock.exchange_now_ms()
     for interval, length in INTERVAL_MS.items():
         boundary = last_boundary(now, length)
         wanted = parts.features.lookback_min if interval == "1m" else CACHED_CANDLES
         start = boundary - wanted * length
         spare = FUTURE_TOLERANCE_MS // MINUTE_MS  # candles ahead of our clock must not push out the first ones
-        stored = await parts.store.last_candles(interval, parts.symbols, wanted + spare)
-        for symbol in parts.symbols:
+        stored = await parts.store.last_candles(interval, symbols, wanted + spare)
+        for symbol in symbols:
             candles = [candle for candle in stored[symbol] if candle.open_time >= start]
             last = stored[symbol][-1].open_time if stored[symbol] else None
             if last is not None and last + length > now + FUTURE_TOLERANCE_MS:
@@ -664,7 +1073,7 @@ async def load_windows(parts: Parts) -> None:
                 if parts.settings.gap_repair == "live":
                     start_of_symbol = last + length
                 else:
-                    parts.ledger.opened(symbol, f"candles_{interval}", last + length, start, "no process was alive")
+                    parts.ledger.opened(symbol, f"candles_{interval}", last + length, start, cause)
                     start_of_symbol = start
             else:
                 start_of_symbol = start
@@ -680,16 +1089,62 @@ async def load_windows(parts: Parts) -> None:
                 parts.engine.on_1m_candle_close(symbol, next_open)
             last_stored = parts.klines.last_closed[interval].get(symbol)
             parts.closed.expect(symbol, interval, next_open, load_until=boundary, last=last_stored)
-    await load_other_series(parts)
+    await load_other_series(parts, symbols)
 
 
-async def load_other_series(parts: Parts) -> None:
-    """Put what the other tables hold, and was known at the last boundary, into the features' windows."""
+async def load_other_series(parts: Parts, symbols: Sequence[str], since: int | None = None) -> None:
+    """Put what the other tables hold, and was known at the last boundary, into the features' windows.
+
+    `since`: only what they hold from this instant on."""
     now = parts.clock.exchange_now_ms()
-    start = last_boundary(now) - parts.features.lookback_min * MINUTE_MS
-    for symbol in parts.symbols if parts.other_tables else ():
+    start = last_boundary(now) - parts.features.lookback_min * MINUTE_MS if since is None else since
+    for symbol in symbols if parts.other_tables else ():
         history = await symbol_history(parts.store, symbol, start, now, tables=parts.other_tables)
-        parts.features.load(history, last_boundary(now))
+        if symbol in parts.instruments:  # else forgotten meanwhile
+            parts.features.load(history, last_boundary(now))
+
+
+async def mend_rows(parts: Parts) -> None:
+    """After another process has led: fetch the closed candles of the windows that it did not store, and close the gaps
+    that it noted and that are none by now. Raises Unavailable, Malformed and Refused."""
+    assert parts.fetch is not None
+    open_gaps: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    gaps = await parts.store.gaps(only_open=True)
+    parts.ledger.known((gap.symbol, gap.series, gap.from_time, gap.to_time, gap.id) for gap in gaps)
+    for gap in gaps:
+        open_gaps.setdefault((gap.symbol, gap.series), []).append((gap.from_time, gap.to_time))
+    for interval, length in INTERVAL_MS.items():
+        table = f"candles_{interval}"
+        for symbol in parts.symbols:
+            end = parts.closed.next_open(symbol, interval)
+            if end is None:
+                continue
+            start = end - (parts.features.lookback_min if interval == "1m" else CACHED_CANDLES) * length
+            found = await parts.store.series(table, symbol, start, end, ("open_time",))
+            stored = set(found["open_time"].tolist())
+            for hole in _holes(stored, min(stored, default=end), end, length):
+                parts.ledger.opened(symbol, table, *hole, "not stored by the process that led before")
+                rows = await parts.fetch(symbol, interval, *hole)
+                told = [closed_candle(row) for row in rows if row.closed and hole[0] <= row.open_time < hole[1]]
+                await parts.store.add_rows(table, [candle_row(candle) for candle in told])
+                stored.update(candle.open_time for candle in told)
+                open_gaps.setdefault((symbol, table), []).append(hole)
+            for first, last in set(open_gaps.get((symbol, table), ())):
+                if first >= start and stored.issuperset(range(first, last, length)):
+                    parts.ledger.closed(symbol, table, first, last, "rest")
+
+
+def _holes(stored: Collection[int], start: int, end: int, length: int) -> list[tuple[int, int]]:
+    """[from, to) of each run of open times that are missing between `start` and `end`."""
+    holes: list[tuple[int, int]] = []
+    for open_time in range(start, end, length):
+        if open_time in stored:
+            continue
+        if holes and holes[-1][1] == open_time:
+            holes[-1] = holes[-1][0], open_time + length
+        else:
+            holes.append((open_time, open_time + length))
+    return holes
 
 
 def utc_text(time_ms: int) -> str:

@@ -1,7 +1,8 @@
 """The worker's own HTTP endpoint on loopback: how the command line, the dashboard and Prometheus reach a worker.
 
 /healthz answers anybody on this machine with ok or why not; everything else wants the token, which is in a file that
-only the user can read.
+only the user can read. Pages in a browser of this machine are kept out: a request must name loopback as its host, and
+as its origin if it names one.
 """
 
 import json
@@ -106,6 +107,11 @@ class Endpoint:
     async def _guard(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
+        if not _is_loopback(request.headers.get("Host", "")):
+            return web.json_response({"error": "this is reached as 127.0.0.1 or localhost"}, status=403)
+        origin = request.headers.get("Origin")
+        if origin is not None and not _is_loopback(origin.removeprefix("http://")):
+            return web.json_response({"error": "this is not for pages of others"}, status=403)
         if request.path != "/healthz":
             sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
             if not secrets.compare_digest(sent.encode(errors="surrogateescape"), self._token.encode()):
@@ -127,3 +133,9 @@ class Endpoint:
 
     async def _get_metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self._metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host, with or without a port, is this machine: a name of somebody else's may lead here too."""
+    name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+    return name.lower() in ("127.0.0.1", "localhost", "[::1]")

@@ -1,6 +1,7 @@
-"""Once a night: `perpline parity` of the day that is over, in a process of its own."""
+"""Once a night, processes of their own: `perpline parity` of the day that is over, `perpline archive` of old days."""
 
 import asyncio
+import importlib.util
 import json
 import os
 import sys
@@ -11,12 +12,17 @@ import structlog
 
 from perpline.common.clock import Clock
 from perpline.common.config import Settings
+from perpline.common.errors import NeedsPerson
 
 log = structlog.get_logger("perpline.nightly")
 
 DAY_MS = 86_400_000
 PARITY_TIMEOUT_S = 3600.0
 """Wall seconds; a day of 600 symbols takes minutes."""
+ARCHIVE_AT_MS = 40 * 60_000
+"""00:40 UTC: the day before is whole, and nothing else begins then."""
+ARCHIVE_TIMEOUT_S = 20 * 3600.0
+"""Wall seconds. The first night has all that is old to do, and what is not done then is done the night after."""
 
 
 class NightlyParity:
@@ -55,36 +61,85 @@ class NightlyParity:
                 )
 
     async def _parity(self, date: str) -> dict[str, Any]:
-        settings = self._settings
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PERPLINE_")}
-        environment |= {
-            "PERPLINE_CONFIG": os.devnull,  # what it needs is here, whatever file the worker was started with
-            "PERPLINE_DATABASE_URL": settings.database_url.get_secret_value(),
-            "PERPLINE_MODELS_DIR": str(settings.models_dir),
-            "PERPLINE_SLOT": settings.slot,
-        }
-        try:
-            child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "perpline", "parity", "--date", date, "--json"),
-                env=environment,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
-        except OSError as error:
-            return {"error": str(error)}
-        try:
-            async with asyncio.timeout(PARITY_TIMEOUT_S):
-                out, said = await child.communicate()
-        except TimeoutError:
-            return {"error": f"it took longer than {PARITY_TIMEOUT_S:g} s"}
-        finally:
-            if child.returncode is None:
-                child.kill()
-                await child.wait()
-        try:
-            found = json.loads(out.splitlines()[-1])
-        except (ValueError, IndexError):
-            lines = said.decode("utf-8", "replace").splitlines()
-            return {"error": lines[-1] if lines else f"it ended with {child.returncode}"}
-        return dict(found)
+        return await _command(self._settings, PARITY_TIMEOUT_S, "parity", "--date", date)
+
+
+class NightlyArchive:
+    """Runs at 00:40 UTC of market time where `retention_days` is set; never where it is 0."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        """Raises NeedsPerson where days are to be archived and the package for it is missing."""
+        if settings.retention_days and importlib.util.find_spec("pyarrow") is None:
+            raise NeedsPerson("retention_days needs one more package: pip install 'perpline[analytics]'")
+        self.last: dict[str, Any] | None = None
+        """Of the last night: `ran_at`, and `rows`, `bytes`, `days_dropped`, `days_with_gaps`, or `error`."""
+        self._settings = settings
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Archive each night, until cancelled."""
+        while self._settings.retention_days:
+            now = self._clock.exchange_now_ms()
+            due = now - now % DAY_MS + ARCHIVE_AT_MS
+            due += DAY_MS if due <= now else 0
+            await self._clock.sleep((due - now) / 1000)
+            found = await _command(self._settings, ARCHIVE_TIMEOUT_S, "archive")
+            self.last = {"ran_at": self._clock.exchange_now_ms(), **_archived(found)}
+            if "error" in self.last:
+                log.error("archive_failed", reason=self.last["error"], action="archive")
+            elif self.last["days_with_gaps"]:
+                log.warning(
+                    "days_not_archived", days=self.last["days_with_gaps"], first=self.last["first"], action="archive"
+                )
+            else:
+                log.info("days_archived", rows=self.last["rows"], days=self.last["days_dropped"], action="archive")
+
+
+def _archived(found: dict[str, Any]) -> dict[str, Any]:
+    if "error" in found:
+        return found
+    return {
+        "rows": sum(each["rows"] for each in found["days"]),
+        "bytes": sum(each["bytes"] for each in found["days"]),
+        "days_dropped": sum(each["dropped"] for each in found["days"]),
+        "days_with_gaps": len(found["with_gaps"]),
+        "first": found["with_gaps"][0] if found["with_gaps"] else None,
+    }
+
+
+async def _command(settings: Settings, timeout_s: float, *arguments: str) -> dict[str, Any]:
+    """What a command of perpline's says with --json, or `error`: what it said instead."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PERPLINE_")}
+    environment |= {
+        "PERPLINE_CONFIG": os.devnull,  # what it needs is here, whatever file the worker was started with
+        "PERPLINE_DATABASE_URL": settings.database_url.get_secret_value(),
+        "PERPLINE_MODELS_DIR": str(settings.models_dir),
+        "PERPLINE_SLOT": settings.slot,
+        "PERPLINE_RETENTION_DAYS": str(settings.retention_days),
+        "PERPLINE_ARCHIVE_DIR": str(settings.archive_dir),
+    }
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "perpline", *arguments, "--json"),
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except OSError as error:
+        return {"error": str(error)}
+    try:
+        async with asyncio.timeout(timeout_s):
+            out, said = await child.communicate()
+    except TimeoutError:
+        return {"error": f"it took longer than {timeout_s:g} s"}
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    try:
+        found = json.loads(out.splitlines()[-1])
+    except (ValueError, IndexError):
+        lines = said.decode("utf-8", "replace").splitlines()
+        return {"error": lines[-1] if lines else f"it ended with {child.returncode}"}
+    return dict(found)

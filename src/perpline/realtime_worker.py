@@ -16,6 +16,7 @@ async def run_rest(
     """Run until `stop` is set; returns the worker's last status. Errors as in `run_ws`."""
     async with opened_parts(settings, rng) as (parts, rest):
         feed = make_rest_feed(parts, rest)
+        parts.on_forget.append(feed.forget)
 
         def waiting_for() -> list[str]:
             kinds = ("kline_1m", "markPrice@1s", "bookTicker")

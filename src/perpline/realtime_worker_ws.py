@@ -5,9 +5,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from perpline.bootstrap import make_connections, make_recorder, opened_parts
+from perpline.bootstrap import make_market_streams, make_recorder, opened_parts
 from perpline.common.config import Settings
-from perpline.exchange.binance import endpoints
 from perpline.worker import Worker
 
 
@@ -20,24 +19,15 @@ async def run_ws(
     """
     async with opened_parts(settings, rng) as (parts, rest):
         recorder = make_recorder(settings, parts.clock)
-        connections = make_connections(parts, rng, recorder)
-        carrier = {stream: connection for connection in connections for stream in connection.streams}
-
-        def heard(symbol: str, kind: str) -> float | None:
-            stream = endpoints.stream_name(symbol, kind)
-            return carrier[stream].streams[stream].heard_at if stream in carrier else None
-
-        def waiting_for() -> list[str]:
-            return [stream for connection in connections for stream in connection.silent_streams()]
-
+        streams = make_market_streams(parts, rng, recorder, rest.at("polls"))
         worker = Worker(
             parts,
             rest,
-            [(connection.name, connection.run) for connection in connections],
-            heard=heard,
-            waiting_for=waiting_for,
+            [("market streams", streams.run)],
+            heard=streams.heard,
+            waiting_for=streams.waiting_for,
             on_ready=on_ready,
-            connections=connections,
+            streams=streams,
             recorder=recorder,
         )
         return await worker.run(stop)

@@ -1,6 +1,6 @@
 """What a worker says of itself: the facts of /status, the same as Prometheus metrics, and what counts as trouble."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from perpline.bootstrap import Parts
 from perpline.collector.rest_poller import RestPoller
 from perpline.exchange.binance.weight import WeightLedger
 from perpline.websocket.connection import Connection
+from perpline.websocket.market_streams import MarketStreams
 from perpline.websocket.subscriptions import STREAM_TYPES
 
 Heard = Callable[[str, str], float | None]
@@ -20,7 +21,7 @@ Heard = Callable[[str, str], float | None]
 
 
 def parts_status(
-    parts: Parts, connections: Sequence[Connection], heard: Heard, poller: RestPoller, weight: WeightLedger
+    parts: Parts, streams: MarketStreams | None, heard: Heard, poller: RestPoller, weight: WeightLedger
 ) -> dict[str, Any]:
     """Everything about a worker that a person or a program may want to know, as plain JSON values.
 
@@ -30,6 +31,7 @@ def parts_status(
     return {
         "version": __version__,
         "slot": parts.settings.slot,
+        "leadership": None if parts.leadership is None else parts.leadership.status(),
         "model": None if engine.model is None else engine.model.model_id,
         "models": {**engine.models_status(), "refused": parts.loader.refused if parts.loader is not None else {}},
         "now": clock.exchange_now_ms(),
@@ -39,7 +41,8 @@ def parts_status(
             "ws": parts.settings.binance_futures_ws_url,
             "rest": parts.settings.binance_futures_rest_url,
         },
-        "connections": [_connection(connection, clock.wall_s()) for connection in connections],
+        "connections": [_connection(each, clock.wall_s()) for each in (streams.connections if streams else ())],
+        "streams": None if streams is None else streams.facts(),
         "messages": {
             "total": router.total,
             "routed": router.routed,
@@ -52,6 +55,11 @@ def parts_status(
             "unhandled_types": dict(router.unhandled_types),
             "unknown_fields": dict(parts.fields.counts),
             "dropped": dict(parts.dropped),
+            "repeats": {
+                "markPrice": parts.marks.repeats,
+                "bookTicker": parts.books.repeats,
+                "closed_kline": parts.closed.repeats,
+            },
         },
         "decisions": {
             "by_status": {str(status): count for status, count in engine.by_status.items()},
@@ -71,6 +79,7 @@ def parts_status(
         "trading": None if parts.accounts is None else parts.accounts.status(),
         "buffers": msgspec.to_builtins(parts.buffer.statistics()),
         "outbox": msgspec.to_builtins(parts.publisher.statistics()),
+        "spool": _spool_status(parts),
         "rest": weight.facts(),
         "polls": msgspec.to_builtins(poller.series),
         "symbols": symbols_status(parts, heard),
@@ -115,16 +124,33 @@ def symbols_status(parts: Parts, heard: Heard) -> dict[str, Any]:
     return table
 
 
-def trouble(parts: Parts, connections: Iterable[Connection], ready: bool) -> list[str]:
+def _spool_status(parts: Parts) -> dict[str, Any] | None:
+    """What waits on disk for the database; None where there is no spool."""
+    if parts.spool is None:
+        return None
+    facts = parts.spool.statistics()
+    age_s = None
+    if facts.oldest_ms is not None:
+        age_s = round(max(0, parts.clock.now_ms() - facts.oldest_ms) / 1000 / parts.clock.speed, 1)
+    decisions = None if parts.journal is None else msgspec.to_builtins(parts.journal.statistics())
+    return {**msgspec.to_builtins(facts), "oldest_s": age_s, "decisions": decisions}
+
+
+def trouble(parts: Parts, streams: MarketStreams | None, ready: bool) -> list[str]:
     """What is wrong, in words; empty where nothing is."""
     found = [] if ready else ["not ready yet: waiting for the first data of every stream"]
-    for connection in connections:
-        if not connection.live:
-            found.append(f"{connection.name} is not connected ({connection.last_error or 'connecting'})")
+    if streams is not None:
+        found += streams.trouble()
     if parts.buffer.last_error:
         found.append(f"rows wait for the database: {parts.buffer.last_error}")
+    if parts.journal is not None and (journal_error := parts.journal.statistics().last_error):
+        found.append(f"decisions wait in the spool for the database: {journal_error}")
+    if parts.spool is not None and (spool_error := parts.spool.statistics().error):
+        found.append(spool_error)
     if publisher_error := parts.publisher.statistics().last_error:
         found.append(f"messages wait in the outbox: {publisher_error}")
+    if parts.sender is not None and parts.sender.last_error:
+        found.append(f"features are not sent: {parts.sender.last_error}")
     if parts.accounts is not None:
         found += trading_trouble(parts.accounts.status(), parts.settings.naked_alarm_s)
     if parts.router.failed:
@@ -167,6 +193,12 @@ def _connection(connection: Connection, now_s: float) -> dict[str, Any]:
         "messages": connection.messages,
         "connects": connection.connects,
         "losses": connection.losses,
+        "rollovers": connection.rollovers,
+        "rollovers_given_up": connection.rollovers_given_up,
+        "rolling_over": connection.is_rolling_over,
+        "age_s": None if connection.age_s is None else round(connection.age_s, 1),
+        "resubscriptions": connection.resubscriptions,
+        "delivers_nothing": connection.delivers_nothing,
         "failures_in_a_row": connection.failures,
         "last_error": connection.last_error,
         "quiet_s": None if connection.last_message_at is None else round(now_s - connection.last_message_at, 2),
@@ -218,11 +250,21 @@ class _StatusCollector(Collector):
             "perpline_connection_live", "Whether data comes on a connection", labels=["connection"]
         )
         losses = CounterMetricFamily("perpline_connection_losses", "Connections lost after data", labels=["connection"])
+        nothing = GaugeMetricFamily(
+            "perpline_connection_delivers_nothing",
+            "Whether a connection is open and has delivered no data by its deadline",
+            labels=["connection"],
+        )
         for connection in status["connections"]:
             live.add_metric([connection["name"]], float(connection["live"]))
             losses.add_metric([connection["name"]], connection["losses"])
+            nothing.add_metric([connection["name"]], float(bool(connection["delivers_nothing"])))
         yield live
         yield losses
+        yield nothing
+        yield _counter("perpline_repeats", "Messages dropped that had come before", "kind", messages["repeats"])
+        if status["streams"] is not None:
+            yield from _streams(status["streams"])
         rest = status["rest"]
         yield GaugeMetricFamily("perpline_rest_weight_used", "Request weight of this minute", value=rest["weight_used"])
         yield GaugeMetricFamily(
@@ -250,6 +292,7 @@ class _StatusCollector(Collector):
         yield GaugeMetricFamily(
             "perpline_outbox_pending", "Messages not yet published", value=status["outbox"]["pending"]
         )
+        yield from _spool_metrics(status["spool"])
         age = GaugeMetricFamily(
             "perpline_stream_age_seconds", "Wall seconds since a stream was heard", labels=["symbol", "stream"]
         )
@@ -259,9 +302,54 @@ class _StatusCollector(Collector):
                     age.add_metric([symbol, stream], seconds)
         yield age
         yield from _models(status["models"], status["slot"])
+        if (leadership := status["leadership"]) is not None:
+            leads = float(leadership["leads"])
+            yield GaugeMetricFamily("perpline_leads", "Whether this process leads, and does not stand by", value=leads)
+            fencing = float(leadership["fencing"] or 0)
+            under = "Number of the lease that it leads under; 0 while it does not"
+            yield GaugeMetricFamily("perpline_fencing_number", under, value=fencing)
+            terms = leadership["terms"]
+            yield CounterMetricFamily("perpline_terms", "How often this process has begun to lead", value=terms)
         yield GaugeMetricFamily("perpline_ready", "Whether every stream has delivered", value=float(status["ready"]))
         yield from trading_metrics(status["trading"])
         yield from parity_metrics(status["parity"])
+        yield from room_metrics(status["room"])
+
+
+def _streams(streams: dict[str, Any]) -> Iterable[Metric]:
+    yield GaugeMetricFamily("perpline_lanes", "Connections that carry the same streams", value=streams["lanes"])
+    stale = GaugeMetricFamily(
+        "perpline_streams_stale", "Streams that are silent though they should not be", labels=["connection"]
+    )
+    for connection, names in streams["stale"].items():
+        stale.add_metric([connection], len(names))
+    yield stale
+    for name, help_text in (
+        ("rollovers", "Connections replaced without a gap"),
+        ("rollovers_given_up", "New connections that did not prove themselves beside the old one"),
+        ("resubscriptions", "Streams asked for again"),
+        ("stale_renewals", "Connections renewed because a stream stayed silent"),
+    ):
+        yield CounterMetricFamily(f"perpline_{name}", help_text, value=streams[name])
+
+
+def _spool_metrics(spool: dict[str, Any] | None) -> Iterable[Metric]:
+    if spool is None:
+        return
+    for name, help_text, value in (
+        ("bytes", "Bytes of what waits on disk for the database", spool["bytes"]),
+        ("max_bytes", "Bytes that may wait there", spool["max_bytes"]),
+        ("records", "Batches of rows and decisions that wait there", spool["records"]),
+        ("oldest_seconds", "How long the oldest of them has waited, wall seconds", spool["oldest_s"] or 0),
+        ("error", "Whether the spool took nothing when it was last asked", float(bool(spool["error"]))),
+    ):
+        yield GaugeMetricFamily(f"perpline_spool_{name}", help_text, value=value)
+    for name, help_text in (
+        ("spooled", "Batches that went to the spool"),
+        ("replayed", "Batches of the spool that the database has taken"),
+        ("dropped", "Batches dropped because the spool was full"),
+    ):
+        yield CounterMetricFamily(f"perpline_spool_{name}", help_text, value=spool[name])
 
 
 def _models(models: dict[str, Any], own_slot: str) -> Iterable[Metric]:
@@ -322,6 +410,21 @@ def parity_metrics(found: dict[str, Any] | None) -> Iterable[Metric]:
     ):
         if name in found:
             yield GaugeMetricFamily(f"perpline_parity_{name}", help_text, value=found[name])
+
+
+def room_metrics(room: dict[str, Any] | None) -> Iterable[Metric]:
+    """Of the disk; nothing before the first look."""
+    if room is None:
+        return
+    for name, help_text, key in (
+        ("database_bytes", "Bytes of the database", "database_bytes"),
+        ("spool_bytes", "Bytes that wait on the disk for the database", "spool_bytes"),
+        ("disk_free_bytes", "Bytes free on the fullest disk that is written to", "disk_free_bytes"),
+        ("disk_days_until_full", "Days until it is full at the rate of the last hours", "days_until_full"),
+    ):
+        if room[key] is not None:
+            yield GaugeMetricFamily(f"perpline_{name}", help_text, value=room[key])
+    yield GaugeMetricFamily("perpline_disk_low", "Whether that is an alarm", value=float(bool(room["low"])))
 
 
 def trading_metrics(trading: dict[str, Any] | None) -> Iterable[Metric]:

@@ -7,15 +7,27 @@ from typing import Any
 
 import structlog
 
-from perpline.bootstrap import Parts, load_windows, make_poller, measure_offset
+from perpline.bootstrap import (
+    Parts,
+    load_other_series,
+    load_windows,
+    make_poller,
+    measure_offset,
+    mend_rows,
+    recover_spools,
+)
 from perpline.collector.recorder import FrameWriter
 from perpline.common.clock import Clock
-from perpline.common.errors import Unavailable
+from perpline.common.errors import Malformed, Refused, Unavailable
+from perpline.domain.candle import MINUTE_MS
 from perpline.endpoint import Endpoint
 from perpline.exchange.binance.rest import BinanceRest
-from perpline.nightly import NightlyParity
+from perpline.leadership import Leadership
+from perpline.nightly import NightlyArchive, NightlyParity
+from perpline.room import Room
 from perpline.status import Heard, metrics, parts_status, trouble
-from perpline.websocket.connection import Connection
+from perpline.universe import Universe
+from perpline.websocket.market_streams import MarketStreams
 
 log = structlog.get_logger("perpline.worker")
 
@@ -24,6 +36,11 @@ OFFSET_EVERY_S = 60.0
 FINISH_MINUTE_S = 1.0
 """How long a stop waits for closes that are on their way, wall seconds."""
 FLUSH_TIMEOUT_S = 15.0
+KEEP_ROWS_S = 60.0
+"""A standby keeps the rows of the last one to two of these, wall time: a leader writes its own within a quarter."""
+MEND_AGAIN_S = 15.0
+OVERLAP_MS = 10 * MINUTE_MS
+"""How far behind its last look a standby reads the other series again: rows are stored some time after theirs."""
 
 Source = tuple[str, Callable[[], Coroutine[Any, Any, None]]]
 """A name, and what runs until it is cancelled and calls handlers with what it hears."""
@@ -45,21 +62,29 @@ class Worker:
         heard: Heard,
         waiting_for: Callable[[], Sequence[str]],
         on_ready: Callable[[dict[str, Any]], None],
-        connections: Sequence[Connection] = (),
+        streams: MarketStreams | None = None,
         recorder: FrameWriter | None = None,
     ) -> None:
         settings = parts.settings
         self.parts = parts
         self.sources = sources
-        self.connections = connections
+        self.streams = streams
         self.recorder = recorder
         self.poller = make_poller(parts, rest.at("polls"))
+        parts.on_forget.append(self.poller.forget)
+        self.universe = Universe(
+            parts,
+            rest.at("polls"),
+            follow_streams=(lambda symbols: None) if streams is None else streams.follow,
+        )
         self.nightly = NightlyParity(settings, parts.clock)
+        self.archive = NightlyArchive(settings, parts.clock)
+        self.room = Room(settings, parts.clock, parts.store)
         self.endpoint = Endpoint(
             port=settings.status_port,
             data_dir=settings.data_dir,
             status=self.status,
-            trouble=lambda: trouble(parts, connections, self.ready_at is not None),
+            trouble=lambda: trouble(parts, streams, self.ready_at is not None) + self.room.trouble(),
             metrics=lambda: metrics(self.status()),
             control=self._control,
         )
@@ -74,46 +99,60 @@ class Worker:
         self._started_s = self._clock.wall_s()
 
     def _control(self) -> None:
-        """Somebody changed a mode in the tables: look now."""
+        """Somebody changed a mode or the list of symbols in the tables: look now."""
+        self.universe.wake()
         if self.parts.accounts is not None:
             self.parts.accounts.wake()
 
     def status(self) -> dict[str, Any]:
+        parts = self.parts
         return {
             "ready": self.ready_at is not None,
             "ready_at": self.ready_at,
             "ready_after_s": self.ready_after_s,
-            **parts_status(self.parts, self.connections, self._heard, self.poller, self._rest.weight),
+            **parts_status(parts, self.streams, self._heard, self.poller, self._rest.weight),
             "parity": self.nightly.last,
+            "universe": self.universe.status(),
+            "room": self.room.facts,
+            "archive": self.archive.last,
+            "role": parts.settings.role,
+            "sender": None if parts.sender is None else parts.sender.status(),
         }
 
     async def run(self, stop: asyncio.Event) -> dict[str, Any]:
-        parts = self.parts
+        parts, leadership = self.parts, self.parts.leadership
+        keeping: asyncio.Task[None] | None = None
         try:
             await self.endpoint.open()
             log.info("worker_started", symbols=len(parts.symbols), port=self.endpoint.port, action="start")
-            await parts.engine.recover(parts.symbols)
+            if leadership is not None and not await leadership.attempt():
+                parts.engine.stand_by()
+            keeping = asyncio.create_task(self._keep_lease(), name="lease")
+            await recover_spools(parts)
+            await parts.engine.recover(parts.symbols, parts.since)
+            if parts.sender is not None:
+                await parts.sender.say()  # here, so that a wrong shard ends the start
             await load_windows(parts)
             # A full collection that walks all the code and windows takes 0.2 s, and would fall into some early close.
             gc.collect()
             gc.freeze()
             loader, accounts = parts.loader, parts.accounts
             async with asyncio.TaskGroup() as group:
-                feeding = [
-                    *(group.create_task(source(), name=name) for name, source in self.sources),
-                    group.create_task(self.poller.run(), name="polls"),
-                ]
+                feeding = [group.create_task(source(), name=name) for name, source in self.sources]
+                feeding.append(group.create_task(self.universe.run(), name="symbols"))
                 working = [
                     group.create_task(parts.closed.run(), name="closed candles"),
                     group.create_task(parts.engine.run(), name="engine"),
                     *([group.create_task(loader.run(parts.engine.deploy), name="models")] if loader else []),
                     *([group.create_task(accounts.run(), name="accounts")] if accounts else []),
                     group.create_task(parts.publisher.run(), name="publisher"),
-                    group.create_task(parts.buffer.run(), name="buffer"),
-                    group.create_task(parts.ledger.run(), name="ledger"),
+                    *([group.create_task(parts.sender.run(), name="features")] if parts.sender else []),
+                    *([group.create_task(parts.journal.run(), name="journal")] if parts.journal else []),
+                    group.create_task(_ends_with(keeping), name="lease"),
+                    group.create_task(self._lead_or_stand_by(), name="leadership"),
                     group.create_task(self._every_second(), name="every second"),
                     group.create_task(self._keep_offset(), name="clock offset"),
-                    group.create_task(self.nightly.run(), name="nightly parity"),
+                    group.create_task(self.room.run(), name="room"),
                     group.create_task(self._watch_ready(), name="ready"),
                 ]
                 await stop.wait()
@@ -125,6 +164,8 @@ class Worker:
             try:
                 await self._flush()
             finally:
+                if keeping is not None:
+                    keeping.cancel()
                 await self.endpoint.close()
                 log.info("worker_stopped", action="stop")
         return self.status()  # after the flush: the last word is about what was written
@@ -136,10 +177,17 @@ class Worker:
             await self._clock.sleep_wall(0.01)
 
     async def _flush(self) -> None:
-        """Write everything. Raises Unavailable where that is not possible in time, so that nobody thinks it was."""
-        parts = self.parts
+        """Write everything and give the lease back; who stands by has nothing to write.
+
+        What only the database lacks stays in the spool for the next start. Raises Unavailable where all of it cannot be
+        written in time, so that nobody thinks it was.
+        """
+        parts, leadership = self.parts, self.parts.leadership
+        decided = False
         if self.recorder is not None:
             self.recorder.close()
+        if leadership is not None and not leadership.holds:
+            return
         try:
             async with asyncio.timeout(FLUSH_TIMEOUT_S):
                 await parts.engine.drain()
@@ -147,13 +195,117 @@ class Worker:
                 await parts.engine.score_aside()
                 if parts.accounts is not None:
                     await parts.accounts.drain()
+                decided = True
+                if parts.journal is not None:
+                    await parts.journal.store_kept()
                 await parts.publisher.flush()
                 await parts.buffer.flush()
                 await parts.ledger.flush()
+                if leadership is not None:
+                    await leadership.drop()
         except (TimeoutError, Unavailable) as error:
             reason = str(error) or "the database did not take it in time"
+            if decided and await parts.buffer.keep() and await parts.ledger.keep():
+                log.warning("stopped_with_a_spool", reason=reason, action="stop")
+                return
             log.error("not_everything_written", reason=reason, waiting=parts.buffer.statistics(), action="stop")
             raise Unavailable(f"stopped before everything was written: {reason}") from error
+
+    # ---- leading, and standing by
+
+    async def _keep_lease(self) -> None:
+        if self.parts.leadership is not None:
+            await self.parts.leadership.run()
+        else:
+            await asyncio.Event().wait()
+
+    async def _lead_or_stand_by(self) -> None:
+        """In turns, for ever: what only the leader does, and what keeps a standby ready to do it."""
+        parts, leadership = self.parts, self.parts.leadership
+        leads = leadership is None or (leadership.holds and parts.engine.decides)  # else it came during the start
+        while True:
+            if leads:
+                await self._lead()
+            assert leadership is not None
+            leads = await self._stand_by(leadership)
+
+    async def _lead(self) -> None:
+        """Write and poll until the lease is lost."""
+        parts = self.parts
+        async with asyncio.TaskGroup() as group:
+            leading = [
+                group.create_task(parts.buffer.run(), name="buffer"),
+                group.create_task(parts.ledger.run(), name="ledger"),
+                group.create_task(self.poller.run(), name="polls"),
+                *(
+                    (
+                        group.create_task(self.nightly.run(), name="nightly parity"),
+                        group.create_task(self.archive.run(), name="nightly archive"),
+                    )
+                    if parts.settings.shard_numbers[0] == 1  # of several collectors one
+                    else ()
+                ),
+            ]
+            if parts.leadership is not None:
+                if parts.leadership.terms > 1 or parts.leadership.predecessor:
+                    leading.append(group.create_task(self._mend(), name="mend rows"))
+                await parts.leadership.until_lost()
+                for task in leading:
+                    task.cancel()
+
+    async def _stand_by(self, leadership: Leadership) -> bool:
+        """Wait for the lease and keep what we would have to go on with; whether we lead now."""
+        parts, look = self.parts, max(MINUTE_MS / 1000 / self._clock.speed, 5.0)
+        parts.engine.stand_by()
+        parts.buffer.turn_over(begin=True)
+        held = asyncio.create_task(leadership.until_held(), name="standing by")
+        since, turned_s, looked_s = self._clock.exchange_now_ms(), self._clock.wall_s(), self._clock.wall_s()
+        try:
+            while not held.done():
+                await asyncio.wait((held,), timeout=1.0)
+                parts.ledger.forget()
+                if self._clock.wall_s() - turned_s >= KEEP_ROWS_S:
+                    parts.buffer.turn_over()
+                    turned_s = self._clock.wall_s()
+                if held.done() or self._clock.wall_s() - looked_s >= look:
+                    looked_s = self._clock.wall_s()
+                    since = await self._load_other_series(since)
+        finally:
+            held.cancel()
+        return await self._take_over(leadership)
+
+    async def _take_over(self, leadership: Leadership) -> bool:
+        while leadership.holds:
+            try:
+                await self.parts.engine.take_over()
+            except Unavailable as error:
+                log.error("not_taken_over", reason=str(error), action="lead")
+                await self._clock.sleep_wall(0.2)
+                continue
+            self.parts.publisher.wake()
+            return True
+        return False
+
+    async def _load_other_series(self, since: int) -> int:
+        """Other series of the features come by the leader's polls, through the tables. Returns where to go on from."""
+        now = self._clock.exchange_now_ms()
+        try:
+            await load_other_series(self.parts, self.parts.symbols, since - OVERLAP_MS)
+        except Unavailable as error:
+            log.info("series_not_read", reason=str(error), action="lead")
+            return since
+        return now
+
+    async def _mend(self) -> None:
+        """Rows that the leader before us may not have written: those that we kept, and candles from the exchange."""
+        while True:
+            try:
+                await self.parts.buffer.flush()
+                await mend_rows(self.parts)
+                return
+            except (Unavailable, Refused, Malformed) as error:
+                log.warning("rows_not_mended", reason=str(error), action="lead")
+                await self._clock.sleep_wall(MEND_AGAIN_S)
 
     async def _every_second(self) -> None:
         while True:
@@ -179,3 +331,8 @@ class Worker:
         self._on_ready(
             {"ready_at": self.ready_at, "ready_after_s": self.ready_after_s, "status_port": self.endpoint.port}
         )
+
+
+async def _ends_with(task: asyncio.Task[None]) -> None:
+    """A bug in what another task does is this one's too."""
+    await asyncio.shield(task)

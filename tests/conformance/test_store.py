@@ -21,7 +21,17 @@ from msgspec.structs import astuple, replace
 from perpline.common.errors import NeedsPerson
 from perpline.domain.candle import Candle
 from perpline.domain.signal import Decision, Message, Prediction, Status, signal_id
-from perpline.storage.store import LOGICAL, TABLES, TRADING_TABLES, Deployment, ModelRow, Row, Store, candle_row
+from perpline.storage.store import (
+    LOGICAL,
+    TABLES,
+    TRADING_TABLES,
+    Assumed,
+    Deployment,
+    ModelRow,
+    Row,
+    Store,
+    candle_row,
+)
 from running import eventually
 
 MINUTE = 60_000
@@ -438,6 +448,16 @@ async def test_every_new_decision_gets_the_next_seq_of_its_symbol(
     assert database.rows(query) == sorted(expected, key=lambda one: (one[0], one[2]))
 
 
+async def test_the_last_seqs_are_those_that_the_next_decisions_follow(store: Store) -> None:
+    assert await store.last_seqs("champion") == {}
+    for n in range(3):
+        await commit(store, [decision("AUSDT", T0 + n * MINUTE)])
+    await commit(store, [decision("BUSDT", T0)])
+
+    assert await store.last_seqs("champion") == {"AUSDT": 3, "BUSDT": 1}
+    assert await store.last_seqs("nobody") == {}
+
+
 async def test_the_last_decided_close_is_the_newest_not_the_one_stored_last(store: Store) -> None:
     await commit(store, [decision("AUSDT", T0 + 2 * MINUTE), decision("BUSDT", T0)])
     await commit(store, [decision("AUSDT", T0 + MINUTE), decision("CUSDT", T0, slot="shadow1")])
@@ -572,7 +592,7 @@ async def test_row_counts_name_every_table_but_the_bookkeeping(store: Store) -> 
 
     counts = await store.row_counts()
 
-    others = {"signals", "predictions", "outbox", "gaps", "models", "deployments", "signal_outcomes"}
+    others = {"signals", "predictions", "outbox", "gaps", "models", "deployments", "signal_outcomes", "archived"}
     assert counts.keys() == TABLES.keys() | TRADING_TABLES.keys() | others
     assert {name: n for name, n in counts.items() if n} == {"signals": 2, "predictions": 2, "outbox": 2}
 
@@ -700,7 +720,7 @@ async def test_a_backup_taken_while_others_write_is_of_one_instant(database: Dat
     assert 0 < counts[0] < counts[1] < counts[2]
 
 
-WITH_ID = ("outbox", "gaps", "deployments", "modes", "refusals", "reconciliations", "doctors")
+WITH_ID = ("outbox", "gaps", "deployments", "modes", "refusals", "reconciliations", "doctors", "symbols")
 
 
 async def filled(database: Database) -> Store:
@@ -718,6 +738,7 @@ async def filled(database: Database) -> Store:
         "INSERT INTO models VALUES ('m1', 'champion', 5, '{}')",
         "INSERT INTO deployments VALUES (1, 'champion', 'm1', 5, 'me')",
         "INSERT INTO signal_outcomes VALUES ('s1', 'tp', 5, 0.5, 0.25, 0.125)",
+        "INSERT INTO archived VALUES ('candles_1m', 0, 1, 'a.parquet', 'here', 1, 2, 3, NULL)",
     ):
         database.do(statement)
     await store.commit_trading(
@@ -728,7 +749,7 @@ async def filled(database: Database) -> Store:
 
 def example_trading_row(columns: Sequence[str], n: int) -> Row:
     """Values that fit the columns of a table of trading, all made from n."""
-    chosen = {"mode": "paper", "positions": "keep", "side": f"side{n}", "difference_bps": n + 0.5}
+    chosen = {"mode": "paper", "action": "add", "positions": "keep", "side": f"side{n}", "difference_bps": n + 0.5}
     whole = {"trade_id", "order_id", "child_order_id", "income_id", "minute", "at", "deadline", "until", "fencing"}
     whole |= {"value", "naked_ms"}
 
@@ -858,3 +879,34 @@ async def test_predictions_of_a_shadow_are_stored_without_a_decision(store: Stor
 
     rows = await store.select("SELECT slot, symbol, close_time FROM predictions ORDER BY symbol")
     assert rows == [("shadow", "BTCUSDT", T0), ("shadow", "ETHUSDT", T0)]
+
+
+async def test_what_a_verdict_assumed_is_compared_before_anything_is_stored(store: Store, database: Database) -> None:
+    """Of ok signals before the minute, those of the slot, the symbols and the time asked for; nothing else counts."""
+    slot = next(fresh_slot)
+    earlier = [made(slot, "AUSDT", 0, Status.OK), made(slot, "BUSDT", 1, Status.OK)]
+    earlier.append(made(slot, "BUSDT", 2, Status.FLAT))
+    await store.commit_decisions(earlier, [], [], 1)
+    now = [made(slot, "AUSDT", 5, Status.OK), made(slot, "BUSDT", 5, Status.OK)]
+    at = now[0].close_time
+    window = {"since": at - 4 * MINUTE, "until": at}
+
+    refused = await store.commit_decisions(now, [], [], 2, assumed=Assumed(**window, last_ok={}))
+    assert (refused.decisions, refused.messages) == ([], None)
+    assert refused.differs == {("BUSDT", 1): earlier[1].close_time}
+    assert (await store.last_decided(slot))["AUSDT"] == earlier[0].close_time
+
+    taken = await store.commit_decisions(now, [], [], 3, assumed=Assumed(**window, last_ok=refused.differs))
+    assert (taken.decisions, taken.differs) == (now, None)
+
+
+def made(slot: str, symbol: str, minute: int, status: Status) -> Decision:
+    t = T0 + minute * MINUTE
+    return Decision(
+        signal_id=signal_id(slot, "m", symbol, t),
+        slot=slot,
+        symbol=symbol,
+        close_time=t,
+        side=int(status is Status.OK),
+        status=status,
+    )

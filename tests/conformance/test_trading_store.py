@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from test_store import T0, candle, commit, decision, example_trading_row, fresh_slot, message
 
-from perpline.storage.store import TRADING_TABLES, Row, Store, TradingTable, candle_row
+from perpline.common.errors import Fenced
+from perpline.storage.store import TRADING_TABLES, Fence, Lease, Row, Store, TradingTable, candle_row
 
 by_key = [table for table in TRADING_TABLES.values() if table.key]
 only_added = [table for table in TRADING_TABLES.values() if not table.key]
@@ -245,3 +246,60 @@ async def test_messages_of_trading_keep_their_order_between_those_of_decisions(s
     await store.commit_trading({}, [replace(one, payload='{"n":2}')])
 
     assert [each.kind for each in await store.pending_messages(9)] == ["mode", "signal", "mode"]
+
+
+# The fence
+
+
+async def test_a_lease_can_be_read(store: Store) -> None:
+    assert await store.lease("trade") is None
+
+    await store.take_lease("trade", "a", 10, 20)
+    assert await store.lease("trade") == Lease(owner="a", until=20, fencing=1)
+    await store.drop_lease("trade", "a")
+    assert await store.lease("trade") == Lease(owner="", until=0, fencing=1)
+
+
+async def test_what_is_written_under_a_lease_that_is_anothers_now_is_not_stored(database: Database) -> None:
+    leader, frozen = await database.open(), await database.open()
+    await frozen.take_lease("lead", "a", 0, 10)
+    old = Fence("lead", "a", 1)
+    written = await frozen.commit_decisions([decision("AUSDT", T0)], [], [message("AUSDT", T0)], 1, old)
+    await leader.take_lease("lead", "b", 10, 20)
+
+    for stale in (old, Fence("lead", "b", 1), Fence("lead", "a", 2), Fence("nobody's", "a", 1)):
+        with pytest.raises(Fenced):
+            await frozen.commit_decisions([decision("BUSDT", T0)], [], [message("BUSDT", T0)], 1, stale)
+        with pytest.raises(Fenced):
+            await frozen.commit_trading({"counters": [("runs", 1)]}, [message("", T0, kind="mode")], stale)
+    under = Fence("lead", "b", 2)
+    assert (await leader.commit_decisions([decision("CUSDT", T0)], [], [], 1, under)).decisions
+    await leader.commit_trading({"counters": [("runs", 7)]}, [], under)
+
+    assert len(written.decisions) == 1
+    assert [symbol for symbol, _, _ in await leader.decision_rows("champion", 0, T0)] == ["AUSDT", "CUSDT"]
+    assert [each.symbol for each in await leader.pending_messages(9)] == ["AUSDT"]
+    assert await leader.trading_rows("counters") == [("runs", 7)]
+
+
+async def test_a_lease_changes_hands_before_or_after_a_commit_under_it_and_never_within(database: Database) -> None:
+    stores = [await database.open(), await database.open()]
+    stored: list[int] = []
+
+    async def write(n: int) -> None:
+        for minute in range(40):
+            lease = await stores[n].lease("lead")
+            if lease is None or lease.owner != "ab"[n]:
+                await stores[n].take_lease("lead", "ab"[n], 1 << 60, 0)
+                continue
+            one = decision(f"S{n}USDT", T0 + minute * 60_000)
+            try:
+                await stores[n].commit_decisions([one], [], [], lease.fencing, Fence("lead", "ab"[n], lease.fencing))
+            except Fenced:
+                continue
+            stored.append(lease.fencing)
+
+    await asyncio.gather(write(0), write(1))
+
+    assert stored == sorted(stored), "who has been fenced off wrote later than who came after"
+    assert len(stored) > 1

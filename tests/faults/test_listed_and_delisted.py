@@ -2,27 +2,80 @@
 
 from pathlib import Path
 
+import pytest
+from structlog.testing import capture_logs
+
 from perpline.simulation.faults import Faults
-from perpline.simulation.incidents import Delisted, Listed
-from running import MINUTE, Database, simulated, trouble, true_candles, working
+from perpline.simulation.incidents import Delisted, Halted, Listed
+from running import (
+    MINUTE,
+    Database,
+    assert_one_decision_a_minute,
+    next_close,
+    simulated,
+    true_candles,
+    working,
+)
 
 SOL = "SOLUSDT"
 
 
-async def test_a_delisted_contract_ends_and_the_others_go_on(tmp_path: Path) -> None:
-    after = await trouble(tmp_path, lambda exchange: exchange.happens(Delisted(symbol=SOL, at_s=30)))
+async def test_a_delisted_contract_is_forgotten_after_its_last_candle_and_the_others_go_on(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    with capture_logs() as logs:
+        async with simulated(speed=30.0) as exchange:
+            others = [symbol for symbol in exchange.symbols if symbol != SOL]
+            async with working(exchange, tmp_path) as worker:
+                await worker.until_ready()
+                exchange.happens(Delisted(symbol=SOL, at_s=20))
+                await worker.until(
+                    lambda: database.rows("SELECT 1 FROM listings WHERE symbol = ? AND followed_at IS NULL", SOL),
+                    what="forgotten",
+                )
+                until = next_close(exchange.clock.now_ms(), 2)
+                await worker.until(lambda: database.decided_until(until, len(others)), what="the last decision")
+                status = await worker.stop()
+            async with working(exchange, tmp_path) as again:  # its name is still in the settings
+                await again.until_ready()
+                assert sorted((await again.stop())["symbols"]) == sorted(others)
 
-    last = after.database.value("SELECT max(close_time) FROM candles_1m WHERE symbol = ?", SOL) + 1
-    assert last < after.until
-    missing = [(start, end) for symbol, _, start, end, _ in sorted(after.gaps(open_only=True)) if symbol == SOL]
-    # Of the last minute nobody has despaired yet.
-    assert [start for start, _ in missing if start < after.until - MINUTE] == list(
-        range(last, after.until - MINUTE, MINUTE)
-    )
-    assert [end - start for start, end in missing] == [MINUTE] * len(missing)
-    decided = after.database.rows("SELECT status FROM signals WHERE symbol = ? AND close_time > ?", SOL, last)
-    assert all(status.startswith("skipped_") for (status,) in decided)
-    assert {symbol for symbol, *_ in after.gaps()} == {SOL}
+            have = [row for row in database.candles("1m", until) if row[0] == SOL]
+            assert have == true_candles(exchange, "1m", {SOL: have[0][1]}, until)
+
+    end = have[-1][1] + MINUTE
+    assert end < until - MINUTE
+    assert [t for (t,) in database.rows("SELECT close_time FROM signals WHERE symbol = ?", SOL)][-1] == end
+    assert_one_decision_a_minute(database, [SOL], end)
+    assert_one_decision_a_minute(database, others, until)
+    assert database.rows("SELECT * FROM gaps WHERE series LIKE 'candles%'") == []
+    assert database.rows("SELECT symbol, action, by, reason FROM symbols") == [
+        (SOL, "delisted", "perpline", "the exchange says SETTLING")
+    ]
+    assert sorted(status["symbols"]) == sorted(others)
+    assert status["messages"]["failed"] == 0
+    assert [line["symbol"] for line in logs if line["event"] == "contract_delisted"] == [SOL]
+
+
+@pytest.mark.full
+async def test_a_halted_contract_says_so_in_its_minutes_and_goes_on_when_it_trades_again(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    async with simulated(speed=30.0) as exchange, working(exchange, tmp_path) as worker:
+        await worker.until_ready()
+        exchange.happens(Halted(symbol=SOL, for_s=180))
+        halted = "SELECT count(*) FROM signals WHERE symbol = ? AND detail LIKE '%TRADING_HALT%'"
+        await worker.until(lambda: database.value(halted, SOL) >= 1, what="a minute that says halted")
+        since = database.value("SELECT max(close_time) FROM signals")
+        trading = "SELECT count(*) FROM signals WHERE symbol = ? AND close_time > ? AND detail NOT LIKE '%HALT%'"
+        await worker.until(lambda: database.value(trading, SOL, since) >= 1, what="a minute that trades again")
+        until = next_close(exchange.clock.now_ms(), 1)
+        await worker.until(lambda: database.decided_until(until, len(exchange.symbols)))
+        await worker.stop()
+
+    assert_one_decision_a_minute(database, exchange.symbols, until)
+    found = database.rows("SELECT DISTINCT status FROM signals WHERE detail LIKE '%TRADING_HALT%'")
+    assert found == [("skipped_stale",)]
+    assert database.rows("SELECT * FROM gaps WHERE repaired_at IS NULL") == []
+    assert database.rows("SELECT * FROM symbols") == []
 
 
 async def test_a_contract_listed_a_moment_ago_has_what_there_is_and_is_not_decided_on(tmp_path: Path) -> None:

@@ -28,4 +28,7 @@ async def test_streams_that_fall_silent_among_others_are_made_up_for_by_rest(tmp
     assert after.exchange.stats.frames["silenced"] > 0
     assert [entry["losses"] for entry in after.status["connections"]] == [0, 0]
     assert after.status["candles"]["late_closes"] >= 3
+    # Its trades are known from the candles that REST brought, so the silence was not taken for a quiet market.
+    named = {stream for line in after.said("streams_stale") for stream in line["streams"]}
+    assert named == {"btcusdt@kline_1m", "btcusdt@kline_15m", "btcusdt@kline_1h"}
     assert after.gaps(open_only=True) == []

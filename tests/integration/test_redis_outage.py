@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 from redis import Redis
+from redis.exceptions import ResponseError
+from structlog.testing import capture_logs
 
-from perpline.bus.redis import RedisBus
+from perpline.bus.redis import RedisBus, translated
 from perpline.common.clock import ManualClock
+from perpline.common.errors import Unavailable
 from perpline.domain.signal import Decision
 from perpline.signals.engine import signal_message
 from perpline.signals.publisher import Publisher
@@ -186,3 +189,59 @@ async def test_a_publisher_killed_between_publishing_and_marking_has_published_e
         assert [entry for entry, _ in found] == [f"{T0 + n * MINUTE}-0" for n in range(20)]
     assert len(announced) == len(set(announced)) == 40
     assert await store.pending_messages(10) == []
+
+
+@pytest.mark.parametrize(
+    ("refuse", "take", "why"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "memory is full"),
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), "name the primary"),
+    ],
+    ids=["full", "replica"],
+)
+async def test_a_server_that_refuses_writes_is_told_of_once_and_gets_everything_afterwards(
+    durable_valkey: ValkeyServer, store: SqliteStore, refuse: tuple[str, ...], take: tuple[str, ...], why: str
+) -> None:
+    """An outage of an hour: what waits is read from the outbox by pages, and memory holds one of them."""
+    clock = ManualClock(T0 + 100)
+    bus = RedisBus(durable_valkey.url)
+    await bus.open()
+    publisher = Publisher(store, bus, clock, random.Random(7), batch_size=50)
+    await commit(store, minute(0))
+    await publisher.flush()
+    with Redis.from_url(durable_valkey.url) as client, capture_logs() as logs:
+        client.execute_command(*refuse)
+        for n in range(1, 61):
+            await commit(store, minute(n))
+        async with publishing(publisher, clock):
+            await eventually(lambda: publisher.statistics().failures >= 4)
+            assert why in publisher.statistics().last_error
+            assert publisher.statistics().pending <= 50
+            client.execute_command(*take)
+            await eventually(lambda: publisher.statistics().published == 122)
+            await eventually(lambda: publisher.statistics().failures == 0)
+    await bus.close()
+
+    told = [line["event"] for line in logs if line["log_level"] in ("error", "warning")]
+    assert told == ["messages_wait", "messages_go_out_again"]
+    for symbol in SYMBOLS:
+        assert [entry for entry, _ in entries(durable_valkey.url, symbol)] == [
+            f"{T0 + n * MINUTE}-0" for n in range(61)
+        ]
+    assert await store.pending_messages(10) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'.", "memory is full"),
+        ("MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist", "cannot save"),
+        ("LOADING Redis is loading the dataset in memory", "is starting"),
+        ("READONLY You can't write against a read only replica.", "name the primary"),
+    ],
+)
+def test_what_a_server_refuses_for_now_is_said_in_plain_words(text: str, why: str) -> None:
+    error = translated(ResponseError(text), "redis://host:6379/0")
+
+    assert isinstance(error, Unavailable)
+    assert why in str(error)

@@ -11,8 +11,10 @@ import pytest
 from bench.close import close
 from bench.frames import BLOCK, MIX, Tape
 from bench.latency import latency
+from bench.outage import outage
 from bench.results import Table, write
 from bench.route import decode_plain, route
+from bench.soak import memory, soak
 from bench.start import start
 from bench.stops import stops
 from bench.workers import workers
@@ -20,6 +22,7 @@ from redis import Redis
 
 from perpline.domain.candle import KlineUpdate
 from perpline.domain.market import BookTicker, MarkPrice
+from perpline.drill.drills import DRILLS
 from perpline.exchange.binance.decode import FieldWatch, decode
 
 ROOT = Path(__file__).parents[2]
@@ -139,10 +142,10 @@ def test_workers_compares_both_in_one_run() -> None:
 
 
 def test_start_measures_a_cold_and_a_warm_store() -> None:
-    [table] = start([2], 1.0, lambda line: None)
+    [table] = start([2], 1.0, lambda line: None, kill=False)  # which waits for a minute to end
 
     assert [row[:2] for row in table.rows] == [(2, "cold"), (2, "warm")]
-    for _, _, windows_s, _, requests, now_mb, peak_mb in table.rows:
+    for _, _, windows_s, _, _, requests, now_mb, peak_mb in table.rows:
         assert windows_s > 0
         assert requests > 0
         assert now_mb is None or 0 < now_mb <= peak_mb
@@ -232,3 +235,42 @@ def test_the_wire_of_a_tape_is_its_payloads_in_websocket_frames() -> None:
         at += 4 + len(payload)
         assert wire[at - len(payload) : at] == payload
     assert tape.sent_before(BLOCK) == at == len(wire)
+
+
+def test_outage_holds_everything_on_disk_and_stores_it(postgres_url: str) -> None:
+    [table] = outage(4, 2, postgres_url, lambda line: None)
+
+    cells = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [row["database"] for row in cells] == ["SQLite", "PostgreSQL"]
+    assert {(row["decisions held"], row["published meanwhile"]) for row in cells} == {(8, 8)}
+    assert {row["rows held"] for row in cells} == {2 * 4 * 7}
+
+
+def test_a_soak_goes_on_where_it_ended_and_its_table_counts_every_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [one] = [each for each in DRILLS.values() if each.name == "garbage"]
+    monkeypatch.setattr("bench.soak.DRILLS", {one.name: one})
+    file = tmp_path / "soak.jsonl"
+    kept = {"name": one.name, "result": "FAIL", "reason": "2 candles lost", "seconds_to_heal": 1.5, "seconds": 9.0}
+    counts = {"candles_lost": 2, "decisions_lost": 0, "decisions_twice": 0, "orders_twice": 0}
+    lines = [json.dumps({"seed": seed, **kept, **counts}) for seed in (1, 2)]
+    file.write_text("\n".join([*lines, '{"seed": 3, "na']))
+
+    [table] = soak([1, 2], 1, file, lambda line: None)
+
+    assert table.rows == [(one.name, 2, 0, 4, 0, 0, 0, 1.5, 9.0)]
+    assert [note for note in table.notes if note.startswith("failed: ")] == [
+        "failed: garbage --seed 1: 2 candles lost",
+        "failed: garbage --seed 2: 2 candles lost",
+    ]
+
+
+@pytest.mark.full
+def test_memory_is_measured_over_a_market_that_runs_fast() -> None:
+    [table] = memory(0.05, 2, 60.0, lambda line: None)
+
+    [(symbols, hours, ready_mb, _, end_mb, peak_mb, _, _)] = table.rows
+    assert (symbols, hours) == (2, 0.05)
+    assert 50 < ready_mb <= peak_mb
+    assert 50 < end_mb <= peak_mb < 2000

@@ -19,6 +19,15 @@ MAX_ENTRIES = 10_080
 SCRIPT_MESSAGES = 100
 """Messages that are sent in one script call."""
 TIMEOUT_S = 5.0
+SIGNS = {
+    "OOM": "the server's memory is full: raise its maxmemory, or give it an eviction policy for other people's keys",
+    "used memory >": "the server's memory is full: raise its maxmemory",
+    "MISCONF": "the server cannot save to its disk and refuses writes until it can",
+    "LOADING": "the server is starting",
+    "READONLY": "the server is a replica: name the primary",
+    "read only replica": "the server is a replica: name the primary",
+}
+"""What a server's refusal means, by a word in it."""
 
 PUBLISH_SCRIPT = """
 -- KEYS: stream and hash of each signal, hash of each position. ARGV: entries to keep, and the messages as msgpack (one
@@ -168,7 +177,8 @@ def redis_client(url: str, *, as_text: bool = False) -> Redis:
 
 def translated(error: Exception, url: str) -> Exception:
     """The client's error as perpline's, with the server's place and without the password."""
-    text = f"{where(url)}: {type(error).__name__}: {error}"
+    why = next((f" ({meaning})" for sign, meaning in SIGNS.items() if sign in str(error)), "")
+    text = f"{where(url)}: {type(error).__name__}: {error}{why}"
     password = urlsplit(url).password
     if password:
         text = text.replace(password, "***")

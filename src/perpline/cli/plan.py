@@ -47,6 +47,24 @@ _ROW_BYTES = {
 table (30 symbols, 720 minutes, numbers as long as the market's) had been written minute by minute, 2026-11-23."""
 
 
+_PARQUET_BYTES = {
+    "candles_1m": 75,
+    "premium_index": 32,
+    "book_minutes": 70,
+    "mark_klines": 30,
+    "index_klines": 30,
+    "premium_klines": 30,
+    "open_interest": 16,
+    "long_short_ratio": 35,
+    "signals": 74,
+    "predictions": 138,
+}
+"""Bytes of a row in the files of `perpline archive`, measured on a day of 30 symbols like the above, 2026-11-23. Tables
+that are not here stay in the database."""
+
+DAYS_OF_A_MONTH = 30
+
+
 class SeriesLoad(Struct, frozen=True):
     """What one polled series asks for."""
 
@@ -69,6 +87,8 @@ class TableLoad(Struct, frozen=True):
     name: str
     rows_per_day: int
     bytes_per_day: int
+    archived_bytes_per_day: int | None
+    """In Parquet; None for a table that is not archived."""
 
 
 class Plan(Struct, frozen=True):
@@ -83,6 +103,12 @@ class Plan(Struct, frozen=True):
     limits: list[PoolLoad]
     rows_per_day: int
     megabytes_per_day: float
+    gigabytes_per_month: float
+    """What the database grows by in 30 days where nothing is archived."""
+    database_gigabytes: float | None
+    """What it comes to with retention_days; None where that is 0 and it grows for ever."""
+    archive_megabytes_per_day: float
+    """What a day takes in the files of `perpline archive`."""
     tables: list[TableLoad]
     warnings: list[str]
 
@@ -111,7 +137,7 @@ def plan(
 def make_plan(settings: Settings) -> Plan:
     """The plan for these settings: arithmetic only."""
     count = settings.top or len(set(settings.symbols) - set(settings.exclude))
-    connections = plan_connections(
+    connections = settings.lanes * plan_connections(
         [f"S{number}" for number in range(count)],
         STREAM_TYPES,
         endpoints.route_of,
@@ -124,18 +150,23 @@ def make_plan(settings: Settings) -> Plan:
         for pool, (name, limit, minutes) in _LIMITS.items()
     ]
     tables = [
-        TableLoad(name, rows, rows * _ROW_BYTES[name]) for name, rows in _rows(count, settings.price_klines).items()
+        TableLoad(name, rows, rows * _ROW_BYTES[name], rows * _PARQUET_BYTES[name] if name in _PARQUET_BYTES else None)
+        for name, rows in _rows(count, settings.price_klines).items()
     ]
+    per_day = sum(table.bytes_per_day for table in tables if table.name != "outbox")  # which is kept for a day
     return Plan(
         symbols=count,
-        streams=sum(len(connection.streams) for connection in connections),
+        streams=sum(len(connection.streams) for connection in connections) // settings.lanes,
         connections=[{"route": each.route, "streams": len(each.streams)} for each in connections],
         rest_calls_per_minute=round(sum(each.calls_per_minute for each in series), 2),
         rest_weight_per_minute=limits[0].used,
         series=series,
         limits=limits,
         rows_per_day=sum(table.rows_per_day for table in tables),
-        megabytes_per_day=round(sum(table.bytes_per_day for table in tables) / 1e6, 1),
+        megabytes_per_day=round(per_day / 1e6, 1),
+        gigabytes_per_month=round(per_day * DAYS_OF_A_MONTH / 1e9, 2),
+        database_gigabytes=_kept_gigabytes(tables, settings.retention_days),
+        archive_megabytes_per_day=round(sum(table.archived_bytes_per_day or 0 for table in tables) / 1e6, 1),
         tables=tables,
         warnings=[
             *_warnings(count, limits, connections, settings.max_streams_per_connection),
@@ -186,6 +217,15 @@ def _rows(symbols: int, price_klines: bool) -> dict[str, int]:
     return rows
 
 
+def _kept_gigabytes(tables: list[TableLoad], retention_days: int) -> float | None:
+    """Of the tables that are archived and the outbox; the others grow by a few MB a month."""
+    if not retention_days:
+        return None
+    days = {table.name: 1 if table.name == "outbox" else retention_days + 1 for table in tables}
+    size = sum(table.bytes_per_day * days[table.name] for table in tables if table.name in (*_PARQUET_BYTES, "outbox"))
+    return round(size / 1e9, 2)
+
+
 def _warnings(count: int, limits: list[PoolLoad], connections: list[ConnectionPlan], max_streams: int) -> list[str]:
     warnings = [
         f"{pool.name}: {pool.used:.0f} of {pool.limit} in {pool.minutes} min ({pool.used / pool.limit:.0%}); "
@@ -224,10 +264,11 @@ def _show(answer: Plan, console: Console) -> None:
         window = "a minute" if pool.minutes == 1 else f"in {pool.minutes} min"
         budget.add_row(f"{pool.name} {window}", f"{pool.used:g}", str(pool.limit), f"{pool.used / pool.limit:.0%}")
     disk = Table(title="a day in the database", title_justify="left", box=None, header_style="bold")
-    for name in ("table", "rows", "MB"):
+    for name in ("table", "rows", "MB", "MB archived"):
         disk.add_column(name, justify="left" if name == "table" else "right")
     for table in answer.tables:
-        disk.add_row(table.name, f"{table.rows_per_day:,}", f"{table.bytes_per_day / 1e6:.1f}")
+        archived = "" if table.archived_bytes_per_day is None else f"{table.archived_bytes_per_day / 1e6:.1f}"
+        disk.add_row(table.name, f"{table.rows_per_day:,}", f"{table.bytes_per_day / 1e6:.1f}", archived)
     console.print(
         f"{answer.symbols} symbols: {answer.streams} streams on {len(answer.connections)} connections, "
         f"{answer.rest_calls_per_minute:g} REST calls and weight {answer.rest_weight_per_minute:g} a minute, "
@@ -236,5 +277,16 @@ def _show(answer: Plan, console: Console) -> None:
     )
     for part in (sockets, rest, budget, disk):
         console.print(part, "")
+    kept = (
+        f"it stays at {answer.database_gigabytes:g} GB (retention_days)"
+        if answer.database_gigabytes is not None
+        else "it grows for ever (retention_days = 0)"
+    )
+    console.print(
+        f"the database grows by {answer.gigabytes_per_month:g} GB in {DAYS_OF_A_MONTH} days; {kept}; "
+        f"a day archived as Parquet takes {answer.archive_megabytes_per_day:g} MB",
+        highlight=False,
+        soft_wrap=True,
+    )
     for warning in answer.warnings:
         console.print("warning:", warning, style="yellow", highlight=False, markup=False)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from perpline.bootstrap import choose_instruments, make_clock, make_recording_connections, make_rest
+from perpline.bootstrap import choose_instruments, make_clock, make_recording_streams, make_rest
 from perpline.cli.options import (
     ConfigOption,
     DurationOption,
@@ -74,12 +74,11 @@ def record(
             out, clock, max_bytes_per_file=settings.record_file_mb << 20, max_files=settings.record_files
         )
         try:
-            connections = make_recording_connections(settings, clock, random.Random(), list(instruments), writer)
+            streams = make_recording_streams(settings, clock, random.Random(), list(instruments), writer)
             async with asyncio.TaskGroup() as group:
-                running = [group.create_task(connection.run()) for connection in connections]
+                running = group.create_task(streams.run())
                 await stop.wait()
-                for task in running:
-                    task.cancel()
+                running.cancel()
         finally:
             writer.close()
         said = writer.statistics()
@@ -89,7 +88,7 @@ def record(
             "bytes": said.bytes_written,
             "files": said.files,
             "error": said.error,
-            "silent": [stream for connection in connections for stream in connection.silent_streams()][:20],
+            "silent": streams.waiting_for()[:20],
         }
 
     summary = run_loop(main)

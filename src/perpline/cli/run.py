@@ -5,7 +5,7 @@ import os
 import random
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -26,6 +26,7 @@ from perpline.cli.options import (
 )
 from perpline.common.config import load_settings
 from perpline.common.telemetry import configure_logging
+from perpline.inference_worker import run_inference
 from perpline.realtime_worker import run_rest
 from perpline.realtime_worker_ws import run_ws
 
@@ -40,6 +41,20 @@ def run(
     rest_url: RestUrlOption = None,
     database: DatabaseOption = None,
     redis: RedisOption = None,
+    role: Annotated[
+        Literal["all", "collector", "inference"] | None,
+        typer.Option(
+            help="all: one process does everything. collector: hear a shard of the symbols and send their features. "
+            "inference: decide what collectors send.",
+            show_default=False,
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Which of how many collectors this is, as 2/3.", show_default=False)
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Inference workers of one group share the work.", show_default=False)
+    ] = None,
     record: Annotated[
         Path | None, typer.Option(help="Also write every raw frame to this file (zstd, rotated).", show_default=False)
     ] = None,
@@ -60,6 +75,9 @@ def run(
             **exchange_settings(symbols, network, ws_url, rest_url, speed),
             "database_url": database,
             "redis_url": redis,
+            "role": role,
+            "shard": shard,
+            "group": group,
             "record": record,
             "status_port": status_port,
         },
@@ -69,7 +87,8 @@ def run(
     async def main(stop: asyncio.Event) -> dict[str, Any]:
         if duration is not None:
             asyncio.get_running_loop().call_later(duration, stop.set)
-        return await (run_rest if rest else run_ws)(settings, stop, random.Random(), lambda ready: None)
+        run_role = run_inference if settings.role == "inference" else run_rest if rest else run_ws
+        return await run_role(settings, stop, random.Random(), lambda ready: None)
 
     status = run_loop(main)
     if as_json:

@@ -64,10 +64,17 @@ def status(
         print_json(facts)
         return
     console = Console(highlight=False)
+    if facts.get("role") == "inference":
+        for line in inference_lines(facts):
+            console.print(line)
+        return
     console.print(symbols_table(facts, width=console.width), "")
     console.print(
         "ready" if facts["ready"] else "not ready yet", style="bold green" if facts["ready"] else "bold yellow"
     )
+    leadership = facts.get("leadership")
+    if leadership is not None and not leadership["leads"]:
+        console.print(Text(f"stands by: {leadership['leader'] or 'nobody that is known'} leads", "yellow"))
     for line in summary_lines(facts):
         console.print(line)
     for line in trading_lines(facts["trading"]):
@@ -76,6 +83,8 @@ def status(
         console.print(positions_table(facts["trading"], width=console.width))
     if facts["parity"] is not None:
         console.print(parity_text(facts["parity"]))
+    for line in room_lines(facts):
+        console.print(line)
     for model_line in model_lines(facts["models"]):
         console.print(model_line)
     for connection in facts["connections"]:
@@ -88,6 +97,23 @@ def status(
             console.print(f"{connection['name']} hears nothing of {silent}", style="red", markup=False)
 
 
+def inference_lines(facts: dict[str, Any]) -> list[Text]:
+    """An inference worker in words: whom it hears, what it has decided, what is wrong."""
+    group, decisions, latency = facts["group"], facts["decisions"], facts["decisions"]["close_to_signal_ms"]
+    statuses = ", ".join(f"{count:,} {status}" for status, count in decisions["by_status"].items()) or "nothing yet"
+    lines = [
+        Text("ready" if facts["ready"] else "not ready yet", "bold green" if facts["ready"] else "bold yellow"),
+        Text(f"member {group['name']} of group {group['group']}, slot {facts['slot']}, model {facts['model']}"),
+        Text(f"decided: {statuses}; {group['decided']:,} batches, {group['claimed']:,} of them of dead members"),
+        Text(f"close to signal: p50 {latency.get('p50')} ms, p99 {latency.get('p99')} ms"),
+    ]
+    for shard, each in group["shards"].items():
+        heard = "never" if each["heard_s"] is None else f"{each['heard_s']:.0f} s ago"
+        text = f"collector {shard}: {each['symbols']} symbols, heard {heard}"
+        lines.append(Text(text, "red" if each["silent"] else ""))
+    return lines + [Text(each, "red") for each in facts["trouble"]]
+
+
 def parity_text(found: dict[str, Any]) -> Text:
     """What the last nightly comparison said."""
     if "error" in found:
@@ -96,6 +122,35 @@ def parity_text(found: dict[str, Any]) -> Text:
         return Text(f"parity of {found['date']}: {found['cells']:,} cells, none differs")
     differ = f"{found['mismatch_cells']:,} of {found['cells']:,} cells"
     return Text(f"parity of {found['date']}: {differ}, {found['mismatch_probabilities']:,} probabilities differ", "red")
+
+
+def room_lines(facts: dict[str, Any]) -> list[Text]:
+    """What the database takes of the disk and how long the disk lasts, and what became of the last night's archive."""
+    room, archive = facts["room"], facts["archive"]
+    lines = []
+    if room is not None:
+        line = Text(f"database {size_text(room['database_bytes'])}")
+        if room["growth_bytes_per_day"] is not None:
+            line.append(f", {size_text(room['growth_bytes_per_day'])} more a day")
+        if room["spool_bytes"]:
+            line.append(f"   {size_text(room['spool_bytes'])} wait in the spool", "yellow")
+        if room["disk_free_bytes"] is not None:
+            line.append(f"   {size_text(room['disk_free_bytes'])} free on the disk of {room['disk']}")
+        if room["days_until_full"] is not None:
+            line.append(f", full in {room['days_until_full']:,.0f} days")
+        if room["low"]:
+            line.append("   the disk is nearly full", "red")
+        lines.append(line)
+    if archive is not None and "error" in archive:
+        lines.append(Text(f"old days were not archived: {archive['error']}", "red"))
+    elif archive is not None:
+        lines.append(Text(f"archived last night: {archive['rows']:,} rows, {archive['days_dropped']:,} days dropped"))
+    return lines
+
+
+def size_text(size: int) -> str:
+    """1.2 GB."""
+    return f"{size / 1e9:,.1f} GB" if abs(size) >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 STREAM_HEADS = {"kline_1m": "1m", "kline_15m": "15m", "kline_1h": "1h", "markPrice@1s": "mark", "bookTicker": "book"}

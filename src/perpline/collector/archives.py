@@ -34,6 +34,9 @@ Kind = Literal["candles", "metrics", "funding"]
 
 MAX_BYTES = 512 << 20
 """Of a file's content: a month of 1m klines has 6 MB."""
+MAX_RATIO = 200
+"""How many times as large as the file its content may be, from 8 MB on. CSV of numbers becomes a tenth at most; what
+unpacks to more was made to fill the memory."""
 MAX_ROWS = 8_000_000
 NAMED_INVALID = 3
 """Invalid rows of a file that are told with their line."""
@@ -141,6 +144,7 @@ def find(paths: Sequence[Path], kind: Kind, symbol: str | None = None) -> Found:
     return found
 
 
+@np.errstate(invalid="ignore", over="ignore", divide="ignore")  # numbers that cannot be are judged row by row
 def read(file: ArchiveFile) -> FileRows:
     """The rows of a file. Raises Malformed for a file that as a whole is not what it claims to be."""
     try:
@@ -217,8 +221,13 @@ def _check_sum(path: Path) -> None:
             raise Malformed("its CHECKSUM says that this is not what was published: load it again")
 
 
+_NO_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, IndexError, OSError)
+"""All that zipfile raises for any bytes: IndexError for a member without a name."""
+
+
 def _content(path: Path) -> bytes:
     name = path.name.lower()
+    most = min(MAX_BYTES, max(8 << 20, MAX_RATIO * path.stat().st_size))
     if name.endswith(".zip"):
         try:
             with zipfile.ZipFile(path) as archive:
@@ -226,20 +235,22 @@ def _content(path: Path) -> bytes:
                 if len(entries) != 1:
                     raise Malformed(f"holds {len(entries)} files, not one")
                 with archive.open(entries[0]) as stream:
-                    content = stream.read(MAX_BYTES + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+                    content = stream.read(most + 1)
+        except _NO_ZIP as error:
             raise Malformed(f"is no zip that can be read: {error}") from error
     elif name.endswith(".zst"):
         with path.open("rb") as compressed:
             try:
-                content = zstandard.ZstdDecompressor().stream_reader(compressed).read(MAX_BYTES + 1)
+                content = zstandard.ZstdDecompressor().stream_reader(compressed).read(most + 1)
             except zstandard.ZstdError as error:
                 raise Malformed(f"is no zstd file that can be read: {error}") from error
     else:
         with path.open("rb") as plain:
-            content = plain.read(MAX_BYTES + 1)
+            content = plain.read(most + 1)
     if len(content) > MAX_BYTES:
         raise Malformed(f"holds more than {MAX_BYTES >> 20} MB")
+    if len(content) > most:
+        raise Malformed(f"unpacks to more than {MAX_RATIO} times its size")
     return content
 
 
@@ -476,8 +487,9 @@ def _read_feather(path: Path) -> _Table:
                 date = batch.column("date").cast(pa.timestamp("ms", batch.column("date").type.tz))
                 columns = [date.cast(pa.int64()), *(batch.column(name).cast(pa.float64()) for name in names[1:])]
                 parts.append([column.to_numpy(zero_copy_only=False).astype(np.float64) for column in columns])
-    except (pa.ArrowException, KeyError, AttributeError) as error:
-        raise Malformed(f"is no feather file of candles: {str(error).splitlines()[0][:200]}") from error
+    except (pa.ArrowException, KeyError, AttributeError, TypeError, ValueError, IndexError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Malformed(f"is no feather file of candles: {reason}") from error
     if not parts:
         raise Malformed("holds no rows")
     joined = [np.concatenate(blocks) for blocks in zip(*parts, strict=True)]

@@ -10,9 +10,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Literal, Protocol
 
+import msgspec
 import structlog
 from msgspec import Struct, structs
 
+from perpline.collector.spool import Spool
 from perpline.common.clock import Clock
 from perpline.common.errors import Malformed, Refused, Unavailable
 from perpline.domain.candle import (
@@ -228,6 +230,10 @@ class ClosedCandles:
     def follows(self, symbol: str) -> bool:
         return (symbol, "1m") in self._sequences
 
+    def is_healing(self, symbol: str) -> bool:
+        """Whether REST is being asked for candles of this symbol."""
+        return any(key[0] == symbol for key in self._healing)
+
     def next_open(self, symbol: str, interval: str) -> int | None:
         sequence = self._sequences.get((symbol, interval))
         return sequence.next_open if sequence else None
@@ -357,10 +363,12 @@ class ClosedCandles:
     async def _work(self) -> None:
         while True:
             key = await self._jobs.get()
+            sequence = self._sequences.get(key)
             try:
                 await self._heal(key)
             finally:
-                self._healing.pop(key, None)
+                if self._sequences.get(key) is sequence:  # else forgotten, and perhaps begun anew: not ours to end
+                    self._healing.pop(key, None)
 
     async def _heal(self, key: Key) -> None:
         assert self._fetch is not None
@@ -380,16 +388,22 @@ class ClosedCandles:
                 for at in range(0, len(rows), ROWS_AT_ONCE):
                     if at:
                         await asyncio.sleep(0)  # a window of 1,500 takes 40 ms, and a close may be waiting
+                    if self._sequences.get(key) is not sequence:
+                        return  # forgotten meanwhile
                     for row in rows[at : at + ROWS_AT_ONCE]:
                         self.offer_row(row)
             except (Unavailable, Malformed) as error:
                 wait_s = getattr(error, "retry_after_s", None) or min(0.5 * 2**attempt, 5.0)
                 log.warning("rest_did_not_heal", symbol=symbol, interval=interval, reason=str(error), action="heal")
             except Refused as error:
+                if self._sequences.get(key) is not sequence:
+                    return
                 log.error("rest_refused_candles", symbol=symbol, interval=interval, reason=str(error), action="heal")
                 self._give_up(key, sequence, until)
                 return
             else:
+                if self._sequences.get(key) is not sequence:
+                    return
                 absent_until = self._absent_until(sequence, rows, until)
                 if absent_until is not None:
                     self._pass_absent(key, sequence, absent_until)
@@ -399,6 +413,8 @@ class ClosedCandles:
                 wait_s = min(0.5 * 2**attempt, 5.0)  # REST is still a candle behind
             attempt += 1
             now_ms = self._clock.exchange_now_ms()
+            if self._sequences.get(key) is not sequence:
+                return
             if now_ms >= give_up_at:
                 self._give_up(key, sequence, until)
                 return
@@ -456,9 +472,11 @@ class ClosedCandles:
             for key, holes in list(self.given_up.items()):
                 wanted_since = self._repair_since(key[1], self._clock.exchange_now_ms())
                 for hole in list(holes):
+                    if self.given_up.get(key) is not holes:
+                        break  # forgotten meanwhile
                     if hole[1] <= wanted_since or await self._repair(key, hole):
                         holes.remove(hole)
-                if not holes:
+                if not holes and self.given_up.get(key) is holes:
                     del self.given_up[key]
 
     async def _repair(self, key: Key, hole: tuple[int, int]) -> bool:
@@ -520,7 +538,7 @@ class ClosedCandles:
                 self._compare_with(known, candle)
 
 
-class OpenGap(Struct, frozen=True):
+class OpenGap(Struct, frozen=True, tag=True):
     symbol: str
     series: str
     from_time: int
@@ -529,7 +547,7 @@ class OpenGap(Struct, frozen=True):
     detected_at: int
 
 
-class ClosedGap(Struct, frozen=True):
+class ClosedGap(Struct, frozen=True, tag=True):
     symbol: str
     series: str
     from_time: int
@@ -541,7 +559,8 @@ class ClosedGap(Struct, frozen=True):
 class GapLedger:
     """Writes holes to the table `gaps`, in the order they were noted, and one log line for each.
 
-    The queue holds 10,000 notes; beyond that the oldest is dropped and counted (its log line has been written).
+    While the store is away the notes go to the `spool`, and from there to the store first. Without one, and where that
+    takes nothing, memory holds 10,000; beyond that the oldest is dropped and counted (its log line has been written).
     """
 
     def __init__(
@@ -549,8 +568,11 @@ class GapLedger:
         clock: Clock,
         open_gap: Callable[[str, str, int, int, str, int], Awaitable[int]],
         close_gap: Callable[[int, int, str], Awaitable[None]],
+        spool: Spool | None = None,
     ) -> None:
         self._clock = clock
+        self._spool = spool
+        self._away = False
         self._open_gap = open_gap
         self._close_gap = close_gap
         self._notes: deque[OpenGap | ClosedGap] = deque()
@@ -559,14 +581,20 @@ class GapLedger:
         self.noted = 0
         self.dropped = 0
 
-    def opened(self, symbol: str, series: str, from_time: int, to_time: int, cause: str) -> None:
+    def opened(self, symbol: str, series: str, from_time: int, to_time: int, cause: str, *, tell: bool = True) -> None:
+        """Note a hole [from_time, to_time); without `tell` who notes many at once logs one line for all."""
         gap = OpenGap(symbol, series, from_time, to_time, cause, self._clock.now_ms())
-        log.warning("gap", **structs.asdict(gap), action="gap")
+        if tell:
+            log.warning("gap", **structs.asdict(gap), action="gap")
         self.noted += 1
         self._note(gap)
 
     def closed(self, symbol: str, series: str, from_time: int, to_time: int, repaired_by: str) -> None:
         self._note(ClosedGap(symbol, series, from_time, to_time, repaired_by, self._clock.now_ms()))
+
+    def forget(self) -> None:
+        """Drop what was noted and is not written: another process notes what is missing in the tables."""
+        self._notes.clear()
 
     def known(self, gaps: Iterable[tuple[str, str, int, int, int]]) -> None:
         """Gaps that are open in the store at start: (symbol, series, from_time, to_time, id)."""
@@ -587,19 +615,57 @@ class GapLedger:
             await self.flush()
 
     async def flush(self) -> None:
-        """Write everything noted so far; waits out a store that is away."""
-        while self._notes:
-            note = self._notes[0]
-            key = (note.symbol, note.series, note.from_time, note.to_time)
+        """Write everything noted so far, the spool's notes first; waits out a store that is away."""
+        while self._notes or (self._spool is not None and self._spool.count(SPOOLED)):
+            note = self._notes[0] if self._notes else None
             try:
-                if isinstance(note, OpenGap):
-                    self._ids[key] = await self._open_gap(*key, note.cause, note.detected_at)
-                elif key in self._ids:
-                    await self._close_gap(self._ids[key], note.repaired_at, note.repaired_by)
-                    del self._ids[key]
+                if self._spool is not None:
+                    await self.replay(self._spool)
+                if note is not None:
+                    await self._write(note)
             except Unavailable as error:
-                log.warning("gap_not_written", reason=str(error), action="gap")
+                if not self._away:
+                    log.warning("gap_not_written", reason=str(error), action="gap")
+                self._away = True
+                await self.keep()
                 await self._clock.sleep_wall(1.0)
                 continue
+            self._away = False
+            if note is not None and self._notes and self._notes[0] is note:
+                self._notes.popleft()
+
+    async def replay(self, spool: Spool) -> int:
+        """Write the notes that are in this spool; how many. Raises Unavailable."""
+        replayed = 0
+        while found := await spool.oldest(SPOOLED):
+            await self._write(_decode_note(found[0]))
+            await spool.remove(SPOOLED, 1)
+            replayed += 1
+        return replayed
+
+    async def keep(self) -> bool:
+        """Put what is noted into the spool; whether memory holds nothing any more."""
+        while self._spool is not None and self._notes:
+            note = self._notes[0]
+            try:
+                await self._spool.append(SPOOLED, _encode_note(note))
+            except Unavailable:
+                break  # the rows say it; these few wait in memory
             if self._notes and self._notes[0] is note:
                 self._notes.popleft()
+        return not self._notes
+
+    async def _write(self, note: OpenGap | ClosedGap) -> None:
+        key = (note.symbol, note.series, note.from_time, note.to_time)
+        if isinstance(note, OpenGap):
+            self._ids[key] = await self._open_gap(*key, note.cause, note.detected_at)
+        elif key in self._ids:
+            await self._close_gap(self._ids[key], note.repaired_at, note.repaired_by)
+            del self._ids[key]
+
+
+SPOOLED = "gaps"
+"""The kind of the ledger's notes in the spool."""
+
+_encode_note = msgspec.msgpack.Encoder().encode
+_decode_note = msgspec.msgpack.Decoder(OpenGap | ClosedGap).decode

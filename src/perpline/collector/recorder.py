@@ -1,5 +1,6 @@
 """Raw frames in files: writing our own recordings, reading ours and other people's."""
 
+import contextlib
 import gzip
 import io
 import queue
@@ -12,16 +13,22 @@ from pathlib import Path
 from typing import IO, Literal
 
 import msgspec
+import structlog
 import zstandard
 from msgspec import Struct
 
 from perpline.common.clock import Clock
 from perpline.common.errors import Malformed, NeedsPerson
 
+log = structlog.get_logger("perpline.recorder")
+
 HEADER = b"# perpline frames 1: <receive time, microseconds UTC> <frame>\n"
 MAX_LINE_BYTES = 64 << 20
 FLUSH_EVERY_S = 0.5
 """A crash loses what came since the last flush, and with it at most a second."""
+
+TRY_AGAIN_S = 10.0
+"""Wall seconds between tries to begin a new file after an error of the disk."""
 
 Format = Literal["auto", "lines", "jsonl"]
 
@@ -44,7 +51,8 @@ class FrameWriter:
     `path` is the name with or without .zst; files of an earlier recording are continued in number, never overwritten.
     A file that reached `max_bytes_per_file` is followed by the next; of more than `max_files` the oldest is deleted.
     A thread compresses and writes. It may be `max_queued_bytes` behind; beyond that frames are dropped and counted. So
-    are all frames after an error of the disk: a recording that fails must not stop the work beside it.
+    are all frames after an error of the disk, until a new file can be begun, which is tried every `TRY_AGAIN_S`: a
+    recording that fails must not stop the work beside it.
     """
 
     def __init__(
@@ -107,13 +115,36 @@ class FrameWriter:
         )
 
     def _run(self) -> None:
-        try:
-            self._record()
-        except OSError as error:
-            self._error = f"recording stopped: {error}"
-            self._lost += 1
-        finally:
-            self._drain()
+        while True:
+            try:
+                self._record()
+                return
+            except OSError as error:
+                self._error = f"recording stopped: {error}"
+                self._lost += 1
+                log.error("recording_stopped", name=str(self._name), reason=str(error), action="record")
+            if not self._wait_for_room():
+                return
+            log.warning("recording_goes_on", name=str(self._name), lost=self._lost, action="record")
+            self._error = ""
+
+    def _wait_for_room(self) -> bool:
+        """Count what nobody writes until a new file can be begun; False where the recording ends before."""
+        with contextlib.suppress(OSError):
+            self._file.close()  # what it holds can be read, as after a crash
+        again_s = self._clock.wall_s() + TRY_AGAIN_S
+        while True:
+            with contextlib.suppress(queue.Empty):
+                line = self._frames.get(timeout=FLUSH_EVERY_S)
+                if line is None:
+                    return False
+                self._taken_bytes += len(line)
+                self._lost += 1
+            if self._clock.wall_s() >= again_s:
+                with contextlib.suppress(OSError):
+                    self._file, self._compressor = self._start_file()
+                    return True
+                again_s = self._clock.wall_s() + TRY_AGAIN_S
 
     def _record(self) -> None:
         flush_at_s = self._clock.wall_s() + FLUSH_EVERY_S
@@ -152,17 +183,18 @@ class FrameWriter:
         while len(self._paths) > self._max_files:
             self._paths.pop(0).unlink(missing_ok=True)
         compressor = zstandard.ZstdCompressor(level=3).compressobj()
-        file.write(compressor.compress(HEADER) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+        try:
+            file.write(compressor.compress(HEADER) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+            file.flush()
+        except OSError:
+            self._paths.pop()
+            path.unlink()
+            raise
         return file, compressor
 
     def _end_file(self) -> None:
         self._write(self._compressor.flush(zstandard.COMPRESSOBJ_FLUSH_FINISH))
         self._file.close()
-
-    def _drain(self) -> None:
-        """Count what nobody will write, up to the end of the recording."""
-        while self._error and self._frames.get() is not None:
-            self._lost += 1
 
 
 def _existing_files(name: Path) -> list[Path]:

@@ -51,6 +51,11 @@ class RestFeed:
         self._every_ms = round(every_s * 1000)
         self._asked_boundary = {"15m": 0, "1h": 0}
 
+    def forget(self, symbol: str) -> None:
+        """Drop what is remembered of a symbol that is followed no more."""
+        for key in [key for key in self.heard_at if key[0] == symbol]:
+            del self.heard_at[key]
+
     async def run(self) -> None:
         """Ask until cancelled."""
         while True:

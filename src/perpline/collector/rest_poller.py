@@ -98,6 +98,12 @@ class RestPoller:
         """When polling goes on after a rate limit, exchange ms; 0 where it is not stopped."""
         return self._blocked_until if self._blocked_until > self._clock.exchange_now_ms() else 0
 
+    def forget(self, symbol: str) -> None:
+        """Drop what is remembered of a symbol that is followed no more."""
+        for key in [key for key in (*self._seen, *self._newest) if key[1] == symbol]:
+            self._seen.pop(key, None)
+            self._newest.pop(key, None)
+
     async def run(self) -> None:
         """Poll until cancelled. The first round of each series begins at once, as the one that is due now."""
         async with asyncio.TaskGroup() as group:

@@ -16,7 +16,7 @@ class Clock(Protocol):
 
     speed: float
     offset_ms: int
-    """How far the exchange's clock is ahead of ours, as last measured (negative: behind)."""
+    """How far the exchange's clock is ahead of ours (negative: behind), from when it was last measured, and set."""
 
     def now_ms(self) -> int:
         """Our market time, milliseconds UTC. Stamps `received_at`."""
@@ -37,33 +37,79 @@ class Clock(Protocol):
         """Wait this many seconds of wall time."""
 
 
-class SystemClock:
-    """The host's clock, or, with a speed other than 1, a clock that started at `anchor_ms` when it was made."""
+class Host:
+    """What a host tells of time."""
 
-    def __init__(self, speed: float = 1.0, anchor_ms: int | None = None) -> None:
+    def utc_ns(self) -> int:
+        """What it takes for UTC. It is set right by steps, forward and back."""
+        return time.time_ns()
+
+    def steady_ns(self) -> int:
+        """Nanoseconds that pass as they do outside, from an arbitrary zero: no steps, and none left out while the host
+        was suspended, where the system can tell (Linux, macOS)."""
+        return _steady_ns()
+
+
+if hasattr(time, "CLOCK_BOOTTIME"):
+
+    def _steady_ns() -> int:
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+elif hasattr(time, "clock_gettime_ns"):
+
+    def _steady_ns() -> int:
+        return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+else:
+    _steady_ns = time.monotonic_ns
+
+
+class SystemClock:
+    """The host's clock, or, with a speed other than 1, a clock that started at `anchor_ms` when it was made.
+
+    Once the offset was measured, the exchange's time runs on by the host's steady clock: a step of the host's UTC moves
+    our time at once, and neither the exchange's nor any deadline; `offset_ms` says the rest. A suspension moves both.
+    """
+
+    def __init__(self, speed: float = 1.0, anchor_ms: int | None = None, host: Host | None = None) -> None:
         if not speed > 0:
             raise ValueError(f"speed must be positive, not {speed}")
         self.speed = speed
-        self.offset_ms = 0
+        self._host = host or Host()
         self._anchored = speed != 1.0 or anchor_ms is not None
-        self._anchor_us = time.time_ns() // 1000 if anchor_ms is None else anchor_ms * 1000
-        self._anchor_mono_ns = time.monotonic_ns()
+        self._anchor_us = self._host.utc_ns() // 1000 if anchor_ms is None else anchor_ms * 1000
+        self._anchor_ns = self._host.steady_ns()
+        self._exchange: tuple[int, int] | None = None
+        """The exchange's time at an instant, in microseconds, and that instant by the steady clock."""
+
+    @property
+    def offset_ms(self) -> int:
+        return 0 if self._exchange is None else round((self._exchange_now_us() - self.now_us()) / 1000)
+
+    @offset_ms.setter
+    def offset_ms(self, measured: int) -> None:
+        self._exchange = (self.now_us() + measured * 1000, self._host.steady_ns())
 
     def now_us(self) -> int:
         if not self._anchored:
             # Read directly, so that a host clock that is stepped (NTP, resume) is followed.
-            return time.time_ns() // 1000
-        elapsed_ns = time.monotonic_ns() - self._anchor_mono_ns
+            return self._host.utc_ns() // 1000
+        elapsed_ns = self._host.steady_ns() - self._anchor_ns
         return self._anchor_us + int(elapsed_ns * self.speed) // 1000
 
     def now_ms(self) -> int:
         return self.now_us() // 1000
 
     def exchange_now_ms(self) -> int:
-        return self.now_ms() + self.offset_ms
+        return self.now_ms() if self._exchange is None else self._exchange_now_us() // 1000
+
+    def _exchange_now_us(self) -> int:
+        assert self._exchange is not None
+        then_us, then_ns = self._exchange
+        return then_us + int((self._host.steady_ns() - then_ns) * self.speed) // 1000
 
     def wall_s(self) -> float:
-        return time.monotonic()
+        return self._host.steady_ns() / 1e9
 
     async def sleep(self, market_s: float) -> None:
         await asyncio.sleep(max(0.0, market_s) / self.speed)

@@ -77,6 +77,13 @@ class Settings(BaseModel):
     """A connection without any data for so long is lost. Short, for each market connection carries markPrice@1s, and
     fifteen missing in a row are no accident."""
 
+    connection_max_age_s: Seconds = 82_800.0
+    """A market connection is replaced, without a gap, when it is between nine and ten tenths as old as this: before the
+    exchange cuts it, after 24 hours."""
+    lanes: int = Field(1, ge=1, le=2)
+    """Connections that carry the same streams. With 2 the first arrival wins and the loss of either loses nothing, for
+    twice the connections and bandwidth, and nearly twice the processor time."""
+
     close_deadline_s: float = Field(3.0, gt=0, le=60)
     """A close that has not come so long after T is fetched over REST. The closing frame is often up to 2 s late."""
     decide_within_s: float = Field(30.0, gt=0, le=60)
@@ -107,7 +114,21 @@ class Settings(BaseModel):
     buffer_max_age_s: Seconds = 5.0
     """Rows are written at the latest at the first look (every 5 s) after they have waited so long."""
     buffer_max_rows: int = Field(100_000, ge=1, le=10_000_000)
-    """Rows a table may have waiting while the database is away; beyond it the oldest are dropped, and said to be."""
+    """Rows a table may have waiting in memory while neither database nor spool take any; beyond it the oldest are
+    dropped, and said to be."""
+    spool_mb: Megabytes = 1024
+    """While the database is away its rows and decisions go to files in data_dir, as many as this. When they are full
+    the oldest candles are dropped first, which can be fetched again, then other rows, and never decisions."""
+
+    retention_days: int = Field(0, ge=0, le=100_000)
+    """Whole UTC days before the present one that stay in the large tables; each night what is older is written to
+    archive_dir and dropped. At least 10, for the longest feature looks back on a week; 0 keeps everything for ever."""
+    archive_dir: Path
+    """Where `perpline archive` writes its Parquet files: archive in data_dir by default."""
+    disk_low_mb: Megabytes = 5_000
+    """Less free than this, and less than a tenth of the disk, is an alarm."""
+    disk_low_days: float = Field(3.0, ge=0, le=365)
+    """At the rate of the last hours the disk would be full in fewer days: an alarm. 0 for never."""
 
     models_dir: Path
     """Where models are, a folder each: models in data_dir by default."""
@@ -179,6 +200,13 @@ class Settings(BaseModel):
     malformed_file_mb: Megabytes = 16
     """What comes when the file is full is only counted."""
 
+    role: Annotated[Literal["all", "collector", "inference"], BeforeValidator(_lower)] = "all"
+    """What this process does: everything; hear the market and send features; or decide what collectors send. The parts
+    of one slot share a Redis and a PostgreSQL (docs/scaling.md). Trading belongs to the role `all`."""
+    shard: str = Field("1/1", pattern=r"^[1-9]\d{0,3}/[1-9]\d{0,3}$")
+    """With role = collector: which of how many, as "2/3". All collectors of a slot must agree on how many."""
+    group: str = Field("inf", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")
+    """With role = inference: workers of one group share the work; a slot wants one group only."""
     slot: str = Field("champion", pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")
     """Whose decisions these are: part of the key of `signals` and of every name on the bus."""
     status_port: int = Field(9720, ge=0, le=65_535)
@@ -196,6 +224,12 @@ class Settings(BaseModel):
     def top(self) -> int | None:
         """N of "top:N", None where the symbols are listed."""
         return int(self.symbols[4:]) if isinstance(self.symbols, str) else None
+
+    @property
+    def shard_numbers(self) -> tuple[int, int]:
+        """(i, n) of "i/n"."""
+        number, _, shards = self.shard.partition("/")
+        return int(number), int(shards)
 
     @property
     def parity_at_ms(self) -> int | None:
@@ -267,6 +301,21 @@ class Settings(BaseModel):
             raise ValueError("exclude: it holds every one of symbols")
         if self.clock_speed != 1 and pair in BINANCE_URLS.values():
             raise ValueError("clock_speed: only the simulated exchange runs at another speed than 1")
+        number, shards = self.shard_numbers
+        if number > shards:
+            raise ValueError(f"shard: {self.shard} is none: of {shards} shards the last is {shards}/{shards}")
+        if self.role != "collector" and self.shard != "1/1":
+            raise ValueError(f"shard: {self.shard} means something with role = collector only, and this is {self.role}")
+        if self.role != "all":
+            if self.redis_url.get_secret_value().startswith("memory:"):
+                raise ValueError(f"redis_url: role = {self.role} reaches others through Redis: name one, redis://…")
+            if not self.database_url.get_secret_value().startswith("postgresql:"):
+                raise ValueError(
+                    f"database_url: role = {self.role} shares tables with other processes: name a PostgreSQL database, "
+                    "postgresql://…"
+                )
+        if 0 < self.retention_days < 10:
+            raise ValueError(f"retention_days: 0 (keep for ever) or at least 10, not {self.retention_days}")
         if self.decide_within_s <= self.close_deadline_s:
             raise ValueError(
                 f"decide_within_s ({self.decide_within_s:g}) must be longer than close_deadline_s "
@@ -318,7 +367,9 @@ def _from_file(path: Path) -> dict[str, tuple[object, str]]:
         raise NeedsPerson(f"cannot read the settings file {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise NeedsPerson(f"the settings file {path} is not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise NeedsPerson(f"the settings file {path} is not TOML: nested too deep") from None
+    except ValueError as error:  # also numbers with more digits than Python reads
         raise NeedsPerson(f"the settings file {path} is not TOML: {error}") from None
     names = list(Settings.model_fields)
     for key in content:
@@ -359,6 +410,7 @@ def _defaults(given: Mapping[str, tuple[object, str]], env: Mapping[str, str]) -
         "database_url": (f"sqlite:///{folder / 'perpline.db'}", "default of data_dir"),
         "malformed_file": (folder / "malformed.frames", "default of data_dir"),
         "models_dir": (folder / "models", "default of data_dir"),
+        "archive_dir": (folder / "archive", "default of data_dir"),
     }
     network = str(given["network"][0]).lower() if "network" in given else "mainnet"
     if network in BINANCE_URLS:
@@ -395,7 +447,7 @@ def _expanded(name: str, value: object, env: Mapping[str, str]) -> object:
 
 _URLS = ("database_url", "redis_url")
 _KEYS = ("binance_api_key", "binance_api_secret")
-_PATHS = ("data_dir", "models_dir", "record", "malformed_file", "api_key_file")
+_PATHS = ("data_dir", "models_dir", "archive_dir", "record", "malformed_file", "api_key_file")
 
 
 def _home_expanded(text: str, env: Mapping[str, str]) -> Path:

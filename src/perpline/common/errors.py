@@ -5,6 +5,7 @@ PerplineError
 ├── Unavailable      try again later (`retry_after_s` when the other side said so)
 │   └── RateLimited  stop asking this address until `retry_after_s` has passed
 ├── Refused          give up on this request: the other side understood it and said no (`code`)
+├── Fenced           stop leading: another process does, and nothing of this was stored
 ├── OutcomeUnknown   look it up: the request may or may not have taken effect; never send it again
 └── NeedsPerson      tell the person and stop: the text says what happened and what to do
 """
@@ -39,6 +40,10 @@ class Refused(PerplineError):
     def __init__(self, message: str, code: int = 0) -> None:
         super().__init__(message)
         self.code = code
+
+
+class Fenced(PerplineError):
+    """The lease under which this was to be written is not ours any more. Nothing was stored; stop leading."""
 
 
 class OutcomeUnknown(PerplineError):

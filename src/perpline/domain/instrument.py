@@ -10,6 +10,12 @@ from perpline.domain.market import Side
 ZERO = Decimal(0)
 
 Rounding = Literal["nearest", "down", "up"]
+ENDED = frozenset({"SETTLING", "CLOSE", "DELIVERING", "DELIVERED"})
+ENDING = frozenset({"PRE_SETTLE", "PRE_DELIVERING"})
+"""Statuses of contracts that trade no more; these when their delivery time has come."""
+ANNOUNCED_AHEAD_MS = 400 * 86_400_000
+"""The end of a contract is not announced further ahead than this; a quarterly one lives for half a year."""
+
 _ROUNDING = {"nearest": ROUND_HALF_EVEN, "down": ROUND_FLOOR, "up": ROUND_CEILING}
 
 
@@ -44,6 +50,24 @@ class Instrument(Struct, frozen=True):
     """Share by which last and mark price may differ when a protected trigger is to act."""
     maintenance_margin_pct: Decimal = Decimal("2.5")
     """Of the position's value at the mark price; below it the position is liquidated."""
+    delivery_time: int = 0
+    """When the contract ends; for one without an end a time in a far future. 0: the exchange names none."""
+
+    @property
+    def is_trading(self) -> bool:
+        return self.status == "TRADING"
+
+    def has_ended(self, now: int) -> bool:
+        """Whether it will never trade again under this listing: settled or being settled.
+
+        Halts, breaks and what is not known here are pauses (binance.md 3.1 and 2: TRADING_HALT is in no documented
+        list, so an unknown word must not end a contract)."""
+        return self.status in ENDED or (self.status in ENDING and 0 < self.delivery_time <= now)
+
+    def announced_end(self, now: int) -> int | None:
+        """When it ends, where that is announced: real lists have times that are over and times in 2100, which say
+        nothing of a contract that trades."""
+        return self.delivery_time if now < self.delivery_time < now + ANNOUNCED_AHEAD_MS else None
 
     @property
     def is_trading_perpetual(self) -> bool:

@@ -21,7 +21,7 @@ class Status(StrEnum):
     SKIPPED_GAP = "skipped_gap"
     """A hole in the candles lies inside the features' window."""
     SKIPPED_STALE = "skipped_stale"
-    """An input (mark price, book) is too old to price the signal."""
+    """An input (mark price, book) is too old to price the signal, or the contract is halted."""
     SKIPPED_NAN = "skipped_nan"
     """A feature that the model calls critical has no value."""
     SKIPPED_OOD = "skipped_ood"

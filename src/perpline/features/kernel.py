@@ -1005,31 +1005,43 @@ def finish(ints: Integers, floats: Floats, rows: Integers, rules: Floats, out: F
 
 
 @compiled
-def cross_section(ints: Integers, rows: Integers, minute: int, btc: int, rules: Floats, vectors: Singles) -> None:
-    """Write the columns of group K of all symbols that have this minute: their states, and their vectors float32
-    [len(rows), WIDTH], of which it is made; `btc` is the place of BTCUSDT among them or -1. States may be up to 90
-    minutes further than `minute`."""
+def compare(btc: int, rules: Floats, vectors: Singles) -> None:
+    """Write the columns of group K but beta_1440 and resid_60, which are made of states and must be there already, for
+    these vectors float32 [n, WIDTH] of one minute. `btc` is the place of BTCUSDT among them, or -1: then nothing is
+    measured by it."""
     scores = np.sort(vectors[:, A + 7][~np.isnan(vectors[:, A + 7])])
     middle = _median(scores)
     distances = np.sort(np.abs(scores.astype(np.float64) - middle))
     moves = np.sort(vectors[:, A + 8][~np.isnan(vectors[:, A + 8])])
-    for place in range(len(rows)):
+    for place in range(len(vectors)):
         row = vectors[place]
-        row[X + 5], row[X + 6] = middle, _median(distances)
+        row[X + 5], row[X + 6], row[X + 7] = middle, _median(distances), math.nan
         move = row[A + 8]
         if move == move:
             below, up_to = np.searchsorted(moves, move), np.searchsorted(moves, move, side="right")
             row[X + 7] = (below + up_to) / 2.0 / len(moves)
         if btc >= 0:
             row[X], row[X + 1], row[X + 2] = vectors[btc, A], vectors[btc, A + 7], vectors[btc, A + 8]
-            # rv_1440 has a value wherever 1441 minutes are held.
-            if row[B + 4] == row[B + 4] and vectors[btc, B + 4] == vectors[btc, B + 4]:
-                _follow(ints[rows[place]], ints[rows[btc]], minute, row)
+        else:
+            row[X : X + 5] = math.nan
         for column in range(X, X + 8):
             if row[column] < rules[LOWEST, column]:
                 row[column] = rules[LOWEST, column]
             elif row[column] > rules[HIGHEST, column]:
                 row[column] = rules[HIGHEST, column]
+
+
+@compiled
+def cross_section(ints: Integers, rows: Integers, minute: int, btc: int, rules: Floats, vectors: Singles) -> None:
+    """Write the columns of group K of all symbols that have this minute: their states, and their vectors float32
+    [len(rows), WIDTH], of which it is made; `btc` is the place of BTCUSDT among them or -1. States may be up to 90
+    minutes further than `minute`."""
+    for place in range(len(rows)):
+        row = vectors[place]
+        # rv_1440 has a value wherever 1441 minutes are held.
+        if btc >= 0 and row[B + 4] == row[B + 4] and vectors[btc, B + 4] == vectors[btc, B + 4]:
+            _follow(ints[rows[place]], ints[rows[btc]], minute, row)
+    compare(btc, rules, vectors)
 
 
 @compiled

@@ -64,6 +64,8 @@ class LiveFeatures:
         self.cross_section = cross_section
         self._rules = rules()
         self._rows = {symbol: row for row, symbol in enumerate(symbols)}
+        self._free: list[int] = []
+        """Rows of symbols that were forgotten."""
         self._ints, self._floats = kernel.new_states(len(self._rows), lookback_min)
         self._late = np.zeros(len(self._rows), np.int64)
         # Rows that are not known yet: the symbol's row, kind, time, known_at; value and what is beside it.
@@ -154,14 +156,31 @@ class LiveFeatures:
             kernel.put_book(self._ints, self._floats, place, int(book[0]), book[1:])
 
     def follow(self, symbol: str) -> None:
-        """Make room for one symbol more. Not for the hot path: the windows of all symbols are copied."""
+        """Make room for one symbol more. Not for the hot path: the windows of all symbols may be copied."""
         if symbol in self._rows:
+            return
+        if self._free:
+            self._rows[symbol] = self._free.pop()
             return
         self._rows[symbol] = len(self._rows)
         ints, floats = kernel.new_states(1, self.lookback_min)
         self._ints = np.concatenate([self._ints, ints])
         self._floats = np.concatenate([self._floats, floats])
         self._late = np.append(self._late, 0)
+
+    def forget(self, symbol: str) -> None:
+        """Drop everything held of a symbol; its room is kept for the next one. Nothing for one that is not followed."""
+        row = self._rows.pop(symbol, None)
+        if row is None:
+            return
+        empty_ints, empty_floats = kernel.new_states(1, self.lookback_min)
+        self._ints[row], self._floats[row], self._late[row] = empty_ints[0], empty_floats[0], 0
+        count = self._waiting_count
+        others = np.flatnonzero(self._waiting[:count, 0] != row)
+        self._waiting[: len(others)] = self._waiting[others]
+        self._waiting_values[: len(others)] = self._waiting_values[others]
+        self._waiting_count = len(others)
+        self._free.append(row)
 
     def rebuild(self, candles: Sequence[Candle]) -> None:
         """Replace a symbol's window by these candles, oldest first, after a hole in it was repaired."""
@@ -170,6 +189,9 @@ class LiveFeatures:
         self._ints[row, kernel.GAP] = 0
         for candle in candles:
             self.add(candle)
+
+    def __contains__(self, symbol: str) -> bool:
+        return symbol in self._rows
 
     def last_open(self, symbol: str) -> int | None:
         """Open time of the newest candle, None before the first."""
@@ -225,7 +247,7 @@ class LiveFeatures:
         count = self._waiting_count
         content = msgspec.msgpack.encode(
             (
-                list(self._rows),
+                self._symbols_by_row(),
                 self.lookback_min,
                 self._ints.tobytes(),
                 self._floats.tobytes(),
@@ -244,7 +266,7 @@ class LiveFeatures:
         symbols, lookback_min, ints, floats, waiting, values = msgspec.msgpack.decode(
             content, type=tuple[list[str], int, bytes, bytes, bytes, bytes]
         )
-        if symbols != list(self._rows) or lookback_min != self.lookback_min:
+        if symbols != self._symbols_by_row() or lookback_min != self.lookback_min:
             raise ValueError("a snapshot of other symbols or another lookback")
         self._ints = np.frombuffer(ints, np.int64).reshape(self._ints.shape).copy()
         self._floats = np.frombuffer(floats, np.float64).reshape(self._floats.shape).copy()
@@ -255,6 +277,13 @@ class LiveFeatures:
             strict=True,
         ):
             self._wait(*entry, *value)
+
+    def _symbols_by_row(self) -> list[str]:
+        """Each row's symbol, empty for a row that is free."""
+        symbols = [""] * len(self._ints)
+        for symbol, row in self._rows.items():
+            symbols[row] = symbol
+        return symbols
 
     def _finished(self, rows: kernel.Integers) -> Singles:
         out, late = np.empty((len(rows), kernel.WIDTH)), np.empty(len(rows), np.int64)

@@ -18,7 +18,9 @@ import re
 import secrets
 import shutil
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b, sha256
@@ -573,6 +575,14 @@ def _check_golden(model: LoadedModel, data: bytes) -> None:
         raise NeedsPerson("it gives no probabilities for golden rows that have all critical features")
 
 
+_NO_ZIP = (
+    *(OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, TypeError, SyntaxError, MemoryError),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
+)
+"""All that zipfile and numpy raise for bytes that are no .npz: RuntimeError for an encrypted member, SyntaxError and
+TypeError for a header that is no literal."""
+
+
 def _golden(data: bytes, count: int) -> dict[str, NDArray[Any]]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -580,7 +590,7 @@ def _golden(data: bytes, count: int) -> dict[str, NDArray[Any]]:
                 raise NeedsPerson(f"{GOLDEN} unpacks to more than {MAX_FILE_BYTES:,} bytes")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             golden = {name: arrays[name] for name in ("features", "raw", "calibrated")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except _NO_ZIP as error:
         raise NeedsPerson(f"{GOLDEN} cannot be read: {_one_line(error)}") from None
     rows = len(golden["features"]) if golden["features"].ndim else 0
     if not 0 < rows <= MAX_GOLDEN_ROWS:

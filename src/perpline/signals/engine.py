@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -13,20 +14,19 @@ from msgspec import Struct
 
 from perpline import __version__
 from perpline.common.clock import Clock
-from perpline.common.errors import Unavailable
+from perpline.common.errors import Fenced, Unavailable
 from perpline.common.telemetry import LatencyWindow
 from perpline.domain.candle import MINUTE_MS, Candle, last_boundary
 from perpline.domain.instrument import Instrument
 from perpline.domain.market import BookTicker, MarkPrice
 from perpline.domain.messages import CloseDraft, Flags, ModelDraft, SignalDraft, StepTimes
 from perpline.domain.signal import Decision, Message, Prediction, Status, signal_id
-from perpline.features.live import LiveFeatures
 from perpline.inference.artefact import LoadedModel, Vectors
 from perpline.inference.drift import DriftWatch
 from perpline.inference.registry import Deployed
-from perpline.signals.policy import Facts, Verdict, decide, exit_prices
+from perpline.signals.policy import COOLDOWN_MIN, Facts, Verdict, decide, exit_prices
 from perpline.signals.scoring import Scores, Sides, score, sides
-from perpline.storage.store import Store
+from perpline.storage.store import Assumed, Committed, Store
 
 log = structlog.get_logger("perpline.engine")
 
@@ -47,6 +47,25 @@ MISSED_AT_ONCE = 5_000
 
 
 _encode = msgspec.json.Encoder().encode
+
+Commit = Callable[[Sequence[Decision], Sequence[Prediction], Sequence[Message], int], Awaitable[Committed]]
+"""(decisions, predictions, messages, t_commit): stores them as `Store.commit_decisions` does; raises what that does."""
+
+
+Send = Callable[[Sequence[str], int, Mapping[str, int]], Awaitable[None]]
+"""(symbols, T, received_us): hands the features of these symbols to whoever decides."""
+
+
+class Features(Protocol):
+    """What the engine asks of the features: `LiveFeatures`, or what came from other processes."""
+
+    def vectors(self, symbols: Sequence[str]) -> Vectors: ...
+
+    def held(self, symbol: str) -> int: ...
+
+    def broken_by_gap(self, symbol: str, lookback_min: int) -> bool: ...
+
+    def late(self, symbol: str) -> int: ...
 
 
 class Market(Struct, frozen=True):
@@ -90,6 +109,12 @@ class SignalEngine:
 
     Which model decides is read once, when the first batch of a minute begins: all symbols of one T are decided by one
     model, and a new one takes over between two minutes. Shadows score the same vectors after the decision is stored.
+
+    Between `stand_by` and `take_over` nothing is decided and nothing is noted as missed: another process does both.
+
+    With `send` nothing is decided here: what is due is handed on. With `speaks` several processes decide the slot's
+    minutes between them, each those that it is told to (`decide_received`); what a verdict went by is then compared in
+    the deciding transaction. `speaks()` says whether this process tells what is to be told once.
     """
 
     def __init__(
@@ -97,7 +122,7 @@ class SignalEngine:
         *,
         clock: Clock,
         store: Store,
-        features: LiveFeatures,
+        features: Features,
         deployed: Sequence[Deployed],
         market: Market,
         slot: str,
@@ -105,9 +130,15 @@ class SignalEngine:
         wake_publisher: Callable[[Sequence[Message] | None], None],
         end_book_minutes: Callable[[Sequence[str], int], None] | None = None,
         on_decided: Callable[[list[Decision]], None] = lambda decisions: None,
+        commit: Commit | None = None,
+        on_fenced: Callable[[], None] = lambda: None,
+        send: Send | None = None,
+        speaks: Callable[[], bool] | None = None,
     ) -> None:
         """`end_book_minutes(symbols, T)` hands the features the minute of the best bid and ask that ended at T; None
-        where no model has columns of it. `on_decided` gets what was committed and new, in the same turn of the loop."""
+        where no model has columns of it. `on_decided` gets what was committed and new, in the same turn of the loop.
+        `commit` is asked instead of the store itself, `on_fenced` told when it raised Fenced: then the engine has stood
+        by already."""
         self.close_to_signal_ms = LatencyWindow()
         """Wall milliseconds from the receipt of the closing frame of a batch's last symbol to published."""
         self.market_close_to_signal_ms = LatencyWindow()
@@ -139,6 +170,24 @@ class SignalEngine:
         self._wake_publisher = wake_publisher
         self._on_decided = on_decided
         self._end_book_minutes = end_book_minutes
+        self._commit_with = commit
+        self._on_fenced = on_fenced
+        self._send = send
+        self._speaks = speaks
+        self._decides = True
+        self._begins: dict[str, int] = {}
+        """The boundary after which each expected symbol was expected, whatever has become of its minutes since."""
+        self._joined: dict[str, int] = {}
+        """The boundary after which each expected symbol is followed, by an earlier process too; 0 for always."""
+        self._left: list[tuple[int, int]] = []
+        """Of each symbol that was forgotten lately: that boundary, and its last T."""
+        self._recount = False
+        self._told_close = 0
+        """The latest T that was told to be complete."""
+        self._deciding: frozenset[str] = frozenset()
+        """The symbols of the batch that is being decided and stored."""
+        self._heard: dict[str, int] = {}
+        """While standing by: the newest T of each symbol whose candle is in the features."""
         self._last: dict[str, int] = {}
         """The last T of each expected symbol that has a row, is due, or is noted as missed."""
         self._last_ok: dict[tuple[str, int], int] = {}
@@ -182,23 +231,62 @@ class SignalEngine:
             "drift": None if self._drift is None else self._drift.facts(),
         }
 
-    async def recover(self, symbols: Iterable[str]) -> None:
+    async def recover(self, symbols: Iterable[str], since: Mapping[str, int] | None = None) -> None:
         """Begin where the store says the last process ended.
 
-        Minutes since then that can no longer be decided are noted as missed; a symbol never seen before begins with the
-        next minute. Must be called before the first close is delivered.
+        Minutes since then that can no longer be decided are noted as missed, but for those that closed before `since`,
+        exchange ms by symbol: it was not followed then. A symbol never seen before begins with the next minute. Must be
+        called before the first close is delivered.
         """
         now = self._clock.exchange_now_ms()
+        expected = list(symbols)
+        decided = await self._read_on(now, expected)
+        for symbol in expected:
+            joined = last_boundary((since or {}).get(symbol, 0))
+            self._last[symbol] = self._begins[symbol] = max(decided.get(symbol, last_boundary(now)), joined)
+            self._joined[symbol] = joined if symbol in decided else self._last[symbol]
+        self._sweep(now)
+
+    def stand_by(self) -> None:
+        """Stop deciding, at once: another process leads. What is due is that one's; closes are only remembered."""
+        self._decides = False
+        self._due.clear()
+        self._missed.clear()
+        self._unpublished.clear()
+        self._aside.clear()
+        self._announcements.clear()
+
+    async def take_over(self) -> None:
+        """Decide from now on, beginning where the store says that the last leader ended. Raises Unavailable.
+
+        The newest closed minute is decided if its time is not over: its candle is in the features. What lies between is
+        noted as missed.
+        """
+        decided = await self._read_on(self._clock.exchange_now_ms(), self._begins.keys())
+        # Not a word of waiting from here on: no close may fall between what was heard and what comes.
+        newest = max(decided.values(), default=0)
+        self._announcements = [message for message in self._announcements if message.close_time > newest]
+        self._decides = True
+        self._missed.clear()
+        for symbol, begins in self._begins.items():
+            self._last[symbol] = max(begins, decided.get(symbol, 0))
+        heard, self._heard = self._heard, {}
+        for symbol, close_time in heard.items():
+            self.on_1m_candle_close(symbol, close_time)
+        self._sweep(self._clock.exchange_now_ms())
+
+    async def _read_on(self, now: int, expected: Collection[str]) -> dict[str, int]:
+        """Read what is decided up to now; returns the newest T by symbol."""
         decided = await self._store.last_decided(self._slot)
         self._last_ok = await self._store.last_signals(self._slot, now - REMEMBERED_MS)
-        for symbol in symbols:
-            self._last[symbol] = decided.get(symbol, last_boundary(now))
         since = last_boundary(now) - 2 * MINUTE_MS
+        rows: dict[int, Counter[Status]] = {}
         for symbol, close_time, status in await self._store.decision_rows(self._slot, since, now):
-            if symbol not in self._last:
+            if symbol not in expected:
                 continue
-            self._rows_of_minute.setdefault(close_time, Counter())[Status(status)] += 1
-        self._sweep(now)
+            rows.setdefault(close_time, Counter())[Status(status)] += 1
+        self._rows_of_minute = rows
+        return decided
 
     def measure_from_now(self) -> None:
         """Begin both latencies anew with the closes that are heard from now on.
@@ -213,10 +301,37 @@ class SignalEngine:
     def add(self, symbol: str, after: int) -> None:
         """Expect decisions for this symbol for every minute that closes after this boundary."""
         self._last.setdefault(symbol, after)
+        self._begins.setdefault(symbol, after)
+        self._joined.setdefault(symbol, after)
 
     def forget(self, symbol: str) -> None:
-        self._last.pop(symbol, None)
-        self._due.pop(symbol, None)
+        """Expect nothing more of this symbol. What is due or noted as missed still gets its row."""
+        last, joined = self._last.pop(symbol, None), self._joined.pop(symbol, None)
+        self._begins.pop(symbol, None)
+        if last is not None and joined is not None:
+            self._left.append((joined, last))
+        self._heard.pop(symbol, None)
+        self.last_decision.pop(symbol, None)
+        for kept in [kept for kept in self._last_ok if kept[0] == symbol]:
+            del self._last_ok[kept]
+        self._recount = True
+        self._wake.set()
+
+    def is_undecided(self, symbol: str) -> bool:
+        """Whether a minute of this symbol is being decided, or its newest one has no row yet and can still get one."""
+        if not self._decides:
+            return False
+        boundary = last_boundary(self._clock.exchange_now_ms())
+        return self._last.get(symbol, boundary) < boundary or self.is_due(symbol)
+
+    def is_due(self, symbol: str) -> bool:
+        """Whether a minute of this symbol waits for its row, or is on its way to have one."""
+        return symbol in self._due or symbol in self._deciding or any(symbol == each for each, _ in self._missed)
+
+    @property
+    def decides(self) -> bool:
+        """Not so while it stands by."""
+        return self._decides
 
     @property
     def has_due(self) -> bool:
@@ -229,7 +344,9 @@ class SignalEngine:
 
     @property
     def undecided(self) -> list[str]:
-        """Symbols whose latest minute has no row yet and can still be decided."""
+        """Symbols whose latest minute has no row yet and can still be decided; none while standing by."""
+        if not self._decides:
+            return []
         boundary = last_boundary(self._clock.exchange_now_ms())
         waiting = {symbol for symbol, last in self._last.items() if last < boundary}
         return sorted(waiting | self._due.keys() | {symbol for symbol, _ in self._unpublished})
@@ -237,6 +354,10 @@ class SignalEngine:
     def on_1m_candle_close(self, symbol: str, close_time: int) -> None:
         """The candle that closed at T = `close_time` is in the features: the symbol is due, if it is not too late."""
         last = self._last.get(symbol)
+        if last is not None and not self._decides:
+            self._heard[symbol] = max(close_time, self._heard.get(symbol, 0))
+            self._switch(close_time)
+            return
         if last is None or close_time <= last:
             return  # not expected, or a minute that has its row: recovery fills windows through here as well
         if (overtaken := self._due.pop(symbol, None)) is not None:
@@ -256,8 +377,9 @@ class SignalEngine:
     async def run(self) -> None:
         """Decide and keep the minutes complete, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._decide_due(), name="decide")
-            tasks.create_task(self._watch_minutes(), name="missed minutes")
+            if self._speaks is None:
+                tasks.create_task(self._decide_due(), name="decide")
+                tasks.create_task(self._watch_minutes(), name="missed minutes")
             tasks.create_task(self._keep_scoring(), name="shadows and drift")
 
     async def drain(self) -> None:
@@ -265,18 +387,31 @@ class SignalEngine:
 
         Older minutes first: `recover` begins after a symbol's newest row, so no row may overtake an earlier one.
         """
+        try:
+            await self._drain()
+        except Fenced as error:
+            # Nothing of it was stored. Who leads now decides these minutes, or has.
+            if self._decides:
+                log.error("fenced", reason=str(error), action="decide")
+                self.stand_by()
+                self._on_fenced()
+
+    async def _drain(self) -> None:
         while self._due or self._missed:
             if self._due and not (self._missed and self._missed[0][1] < min(self._due.values())):
                 close_time = min(self._due.values())
                 symbols = [symbol for symbol, t in self._due.items() if t == close_time]
                 for symbol in symbols:
                     del self._due[symbol]
+                self._deciding = frozenset(symbols)
                 try:
                     await self.run_inference(symbols, close_time)
                 except asyncio.CancelledError:
                     # Stored or not: what is decided again at the end loses against the row that is there.
                     self._put_back(symbols, close_time)
                     raise
+                finally:
+                    self._deciding = frozenset()
             else:
                 missed, self._missed = self._missed[:MISSED_AT_ONCE], self._missed[MISSED_AT_ONCE:]
                 try:
@@ -284,6 +419,22 @@ class SignalEngine:
                 except asyncio.CancelledError:
                     self._missed = missed + self._missed
                     raise
+        if self._recount:
+            self._recount = False
+            await self._tell_what_is_complete()
+
+    async def _tell_what_is_complete(self) -> None:
+        """Send the message of the newest minute, if a symbol that was forgotten was all that it waited for."""
+        newest = max(self._rows_of_minute, default=0)
+        messages = self._completed_minutes({newest: Counter()}) if newest > self._told_close else []
+        if not messages or not self._decides or self._send is not None:
+            return
+        try:
+            committed = await self._store_all([], [], messages)
+        except Unavailable:
+            self._told_close, self._recount = 0, True  # with what is decided next
+            return
+        self._wake_publisher(committed.messages)
 
     def on_published(self, messages: Sequence[Message]) -> None:
         """Told by the publisher; ends the clock of the batches these messages complete."""
@@ -359,17 +510,65 @@ class SignalEngine:
 
     def _sweep(self, now: int) -> None:
         """Note as missed every minute of every symbol whose time to decide is over."""
+        if not self._decides:
+            return
         over = last_boundary(now - self._within_ms - 1)
         for symbol, last in self._last.items():
             if last < over:
                 self._missed += [(symbol, t) for t in range(last + MINUTE_MS, over + 1, MINUTE_MS)]
                 self._last[symbol] = over
-        for t in [t for t in self._rows_of_minute if t < over - 10 * MINUTE_MS]:
-            del self._rows_of_minute[t]
-        for key in [key for key in self._unpublished if key[1] < over - REMEMBERED_MS]:
-            del self._unpublished[key]  # published by another process on the same store
+        self._tidy(over)
         if self._missed:
             self._wake.set()
+
+    def _tidy(self, over: int) -> None:
+        """Forget what is of no use once the minutes up to `over` are."""
+        for t in [t for t in self._rows_of_minute if t < over - 10 * MINUTE_MS]:
+            del self._rows_of_minute[t]
+        self._left = [left for left in self._left if left[1] >= over - 10 * MINUTE_MS]
+        for key in [key for key in self._unpublished if key[1] < over - REMEMBERED_MS]:
+            del self._unpublished[key]  # published by another process on the same store
+
+    # ---- deciding, with others ----
+
+    @property
+    def expected(self) -> Mapping[str, int]:
+        """The symbols that decisions are expected for, each with the boundary after which it is."""
+        return self._begins
+
+    async def decide_received(self, symbols: Sequence[str], close_time: int, received_us: Mapping[str, int]) -> None:
+        """Decide these symbols for T, whose features are here. Others may do the same: one of us wins."""
+        self._received_us.update(received_us)
+        await self.run_inference(symbols, close_time)
+
+    def on_received(self, symbols: Iterable[str], close_time: int) -> None:
+        """The features of these symbols at T are here, whoever decides them."""
+        for symbol in symbols:
+            self._last[symbol] = max(close_time, self._last.get(symbol, 0))
+
+    async def write_missed(self, missed: Sequence[tuple[str, int]]) -> None:
+        """Give these minutes the row of a minute that was not decided in time, unless they have one."""
+        for start in range(0, len(missed), MISSED_AT_ONCE):
+            await self._write_missed(missed[start : start + MISSED_AT_ONCE])
+
+    async def tell_if_complete(self, close_time: int, expected: Collection[str]) -> bool:
+        """Send the message of T if all expected symbols have a row of it. Returns whether they have.
+
+        May be told by several processes: it goes out once. Raises Unavailable.
+        """
+        rows = await self._store.decision_rows(self._slot, close_time, close_time)
+        counts = Counter(Status(status) for symbol, _, status in rows if symbol in expected)
+        if counts.total() < len(expected):
+            return False
+        if close_time > self._told_close and expected:
+            committed = await self._store_all([], [], [self._close_message(close_time, counts)])
+            self._told_close = close_time
+            self._wake_publisher(committed.messages)
+        return True
+
+    def tidy(self, now: int) -> None:
+        """Forget what is of no use any more."""
+        self._tidy(last_boundary(now - self._within_ms - 1))
 
     # ---- deciding ----
 
@@ -383,6 +582,10 @@ class SignalEngine:
         began_us = self._clock.now_us()
         if self._end_book_minutes is not None:
             self._end_book_minutes(symbols, close_time)
+        if self._send is not None:
+            await self._send(symbols, close_time, received_us)
+            self.batches += 1
+            return
         table = self._features.vectors(symbols)
         t_features = self._clock.now_us()
         scores = None if model is None else score(model, table, np.full(len(symbols), close_time))
@@ -390,7 +593,41 @@ class SignalEngine:
         speed = self._clock.speed
         self._step_ms["feat"].add((t_features - began_us) / 1000 / speed)
         self._step_ms["pred"].add((t_predict - t_features) / 1000 / speed)
-        decisions, predictions = [], []
+        concluded = partial(
+            self._concluded, symbols, close_time, model, no_model, scores, received_us, (t_features, t_predict)
+        )
+        batch = _Batch(close_time, max(received_us.values()), set(symbols))
+        for symbol in symbols:
+            self._unpublished[(symbol, close_time)] = batch
+        began_s = self._clock.wall_s()
+        while (won := await self._commit(*concluded())) is None:
+            pass  # another process has decided a minute of these symbols: concluded again by what it decided
+        batch.committed_s = self._clock.wall_s()
+        self._step_ms["db"].add((batch.committed_s - began_s) * 1000)
+        self.batches += 1
+        for symbol in set(symbols) - {decision.symbol for decision in won}:
+            # Another process decided it first: its row stands and its message is that process's to send.
+            self._unpublished.pop((symbol, close_time), None)
+            batch.unpublished.discard(symbol)
+        for decision in won:
+            if decision.status is Status.OK:
+                self._last_ok[(decision.symbol, decision.side)] = close_time
+        self._set_aside(close_time, symbols, table, scores, sum(one.status is Status.OK for one in won))
+
+    def _concluded(
+        self,
+        symbols: Sequence[str],
+        close_time: int,
+        model: LoadedModel | None,
+        no_model: str,
+        scores: Scores | None,
+        received_us: Mapping[str, int],
+        stamps: tuple[int, int],
+    ) -> tuple[list[Decision], list[Prediction]]:
+        """What these scores come to, with what was signalled before."""
+        t_features, t_predict = stamps
+        decisions: list[Decision] = []
+        predictions: list[Prediction] = []
         if model is None or scores is None:
             verdict = Verdict(Status.SKIPPED_MODEL, 0, no_model)
             for symbol in symbols:
@@ -441,22 +678,7 @@ class SignalEngine:
                 predictions.append(
                     _prediction(self._slot, symbol, close_time, model, kept, feat_ref, raw[row], calibrated[row])
                 )
-        batch = _Batch(close_time, max(received_us.values()), set(symbols))
-        for symbol in symbols:
-            self._unpublished[(symbol, close_time)] = batch
-        began_s = self._clock.wall_s()
-        won = await self._commit(decisions, predictions)
-        batch.committed_s = self._clock.wall_s()
-        self._step_ms["db"].add((batch.committed_s - began_s) * 1000)
-        self.batches += 1
-        for symbol in set(symbols) - {decision.symbol for decision in won}:
-            # Another process decided it first: its row stands and its message is that process's to send.
-            self._unpublished.pop((symbol, close_time), None)
-            batch.unpublished.discard(symbol)
-        for decision in won:
-            if decision.status is Status.OK:
-                self._last_ok[(decision.symbol, decision.side)] = close_time
-        self._set_aside(close_time, symbols, table, scores, sum(one.status is Status.OK for one in won))
+        return decisions, predictions
 
     def _facts(
         self,
@@ -471,12 +693,14 @@ class SignalEngine:
         model_error: str,
     ) -> Facts:
         mark, book = self._market.mark(symbol), self._market.book(symbol)
+        instrument = self._market.instrument(symbol)
         lookback = model.critical_lookback_min
         return Facts(
             close_time=close_time,
             held=self._features.held(symbol),
             lookback=lookback,
             broken_by_gap=self._features.broken_by_gap(symbol, lookback),
+            halted="" if instrument is None or instrument.is_trading else instrument.status,
             mark_updated_at=mark.updated_at if mark is not None else None,
             book_updated_at=book.updated_at if book is not None else None,
             missing=missing,
@@ -620,8 +844,8 @@ class SignalEngine:
                 _prediction(deployed.slot, symbol, batch.close_time, model, kept, feat_ref, raw[row], calibrated[row])
             )
         try:
-            await self._store.commit_decisions([], predictions, [], self._clock.now_us())
-        except Unavailable as error:
+            await self._store_all([], predictions, [])
+        except (Unavailable, Fenced) as error:
             # Not tried again: decisions come first, and what is missing can be recomputed from the candles.
             self.shadow_batches_lost += 1
             log.warning("shadow_not_stored", slot=deployed.slot, reason=str(error), action="models")
@@ -631,6 +855,8 @@ class SignalEngine:
     # ---- writing ----
 
     async def _write_missed(self, missed: Sequence[tuple[str, int]]) -> None:
+        if self._send is not None:
+            return  # they are written by those who decide
         log.warning("minutes_missed", count=len(missed), first=missed[0], action="decide")
         model = self.model
         model_id = "" if model is None else model.model_id
@@ -655,22 +881,35 @@ class SignalEngine:
             [],
         )
 
-    async def _commit(self, decisions: list[Decision], predictions: list[Prediction]) -> list[Decision]:
-        """Store decisions, predictions and messages in one transaction, waiting out a store that is away."""
+    async def _commit(self, decisions: list[Decision], predictions: list[Prediction]) -> list[Decision] | None:
+        """Store decisions, predictions and messages in one transaction, waiting out a store that is away.
+
+        Returns what was new; None, with nothing stored, where another process has decided what these were concluded
+        without: what it decided is known now. Raises Fenced where another process leads; nothing was stored then.
+        """
         messages = [signal_message(decision) for decision in decisions if decision.status is not Status.SKIPPED_MISSED]
         by_minute = _by_minute(decisions)
-        messages += self._completed_minutes(by_minute)
-        messages += self._announcements
-        self._announcements = []
+        announcements, self._announcements = self._announcements, []
+        if self._speaks is None:
+            messages += self._completed_minutes(by_minute)
+        elif not self._speaks():
+            announcements = []
+        messages += announcements
         failures = 0
         while True:
             try:
-                committed = await self._store.commit_decisions(decisions, predictions, messages, self._clock.now_us())
+                committed = await self._store_all(decisions, predictions, messages)
                 break
             except Unavailable as error:
                 failures += 1
                 log.error("decision_not_stored", reason=str(error), failures=failures, action="decide")
                 await self._clock.sleep_wall(min(0.05 * 2**failures, 2.0))
+                if not self._decides:
+                    raise Fenced("the lease was lost while the database was away") from error
+        if committed.differs is not None:
+            self._announcements = announcements + self._announcements
+            self._correct({decision.symbol for decision in decisions}, decisions[0].close_time, committed.differs)
+            return None
         for close_time, new in by_minute.items():
             self._rows_of_minute.setdefault(close_time, Counter()).update(new)
         for decision in committed.decisions:
@@ -682,14 +921,40 @@ class SignalEngine:
         self._on_decided(committed.decisions)
         return committed.decisions
 
+    async def _store_all(
+        self, decisions: Sequence[Decision], predictions: Sequence[Prediction], messages: Sequence[Message]
+    ) -> Committed:
+        now_us = self._clock.now_us()
+        if self._speaks is not None and any(decision.status is not Status.SKIPPED_MISSED for decision in decisions):
+            assumed = self._assumed({decision.symbol for decision in decisions}, decisions[0].close_time)
+            return await self._store.commit_decisions(decisions, predictions, messages, now_us, assumed=assumed)
+        commit = self._commit_with or self._store.commit_decisions
+        return await commit(decisions, predictions, messages, now_us)
+
+    def _assumed(self, symbols: Collection[str], close_time: int) -> Assumed:
+        since = close_time - COOLDOWN_MIN * MINUTE_MS
+        last_ok = {key: t for key, t in self._last_ok.items() if key[0] in symbols and since <= t < close_time}
+        return Assumed(since=since, until=close_time, last_ok=last_ok)
+
+    def _correct(self, symbols: Collection[str], close_time: int, last_ok: Mapping[tuple[str, int], int]) -> None:
+        for key in self._assumed(symbols, close_time).last_ok:
+            del self._last_ok[key]
+        self._last_ok.update(last_ok)
+
     def _completed_minutes(self, by_minute: dict[int, Counter[Status]]) -> list[Message]:
         """The message of every minute that these rows complete: then each expected symbol has its row."""
         completed = []
         for close_time, new in by_minute.items():
             counts = self._rows_of_minute.get(close_time, Counter()) + new
-            if counts.total() == len(self._last):
+            if counts.total() == self._expected(close_time):
+                self._told_close = max(self._told_close, close_time)
                 completed.append(self._close_message(close_time, counts))
         return completed
+
+    def _expected(self, close_time: int) -> int:
+        """How many symbols this minute is expected of."""
+        there = sum(joined < close_time for joined in self._joined.values())
+        return there + sum(joined < close_time <= last for joined, last in self._left)
 
     def _close_message(self, close_time: int, counts: Counter[Status]) -> Message:
         medians = {name: window.quantile(0.5) for name, window in self._step_ms.items()}

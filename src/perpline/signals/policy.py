@@ -16,6 +16,7 @@ LEAST_UNIVERSE_SHARE = 0.9
 """Ranks among fewer symbols are not those a model was trained on (features.md 1.6)."""
 MAX_BOOK_AGE_MS = 60_000
 """A best bid and ask is sent when it changes, which a quiet book does not do each second."""
+COOLDOWN_MIN = 15
 
 
 class Facts(Struct, frozen=True, kw_only=True, gc=False):
@@ -32,6 +33,8 @@ class Facts(Struct, frozen=True, kw_only=True, gc=False):
     """The exchange's time of the newest mark price, None where there is none. Ages are measured from T in the
     exchange's time, so that neither our speed nor a replay changes a verdict."""
     book_updated_at: int | None
+    halted: str = ""
+    """What the exchange calls the contract's state where that is not normal trading; empty where it is."""
     missing: tuple[str, ...] = ()
     """Critical features without a value."""
     universe_share: float = 1.0
@@ -63,11 +66,13 @@ class Verdict(Struct, frozen=True, gc=False):
     p_raw: float | None = None
 
 
-def decide(facts: Facts, rule: LabelRule, threshold: float, ev_min_bp: float = 0.0, cooldown_min: int = 15) -> Verdict:
+def decide(
+    facts: Facts, rule: LabelRule, threshold: float, ev_min_bp: float = 0.0, cooldown_min: int = COOLDOWN_MIN
+) -> Verdict:
     """The verdict on one symbol. The first of these that holds is the reason to abstain:
 
     1. skipped_gap, skipped_warmup: fewer minutes are held than the features look back
-    2. skipped_stale: no mark price or book, or one that was too old at T
+    2. skipped_stale: the contract is halted; no mark price or book, or one that was too old at T
     3. skipped_stale: fewer than nine of ten symbols have this minute, and the model compares them
        skipped_nan: a critical feature has no value
     4. skipped_ood: too many features lie outside what the model was trained on
@@ -81,6 +86,8 @@ def decide(facts: Facts, rule: LabelRule, threshold: float, ev_min_bp: float = 0
         status = Status.SKIPPED_GAP if facts.broken_by_gap else Status.SKIPPED_WARMUP
         since = " since a hole" if facts.broken_by_gap else ""
         return Verdict(status, 0, f"{facts.held} of {facts.lookback} contiguous minutes held{since}")
+    if facts.halted:
+        return Verdict(Status.SKIPPED_STALE, 0, f"not traded now: the exchange says {facts.halted}")
     for name, updated_at, limit_ms in (
         ("mark price", facts.mark_updated_at, MAX_MARK_AGE_MS),
         ("book", facts.book_updated_at, MAX_BOOK_AGE_MS),

@@ -199,9 +199,13 @@ class SimulatedExchange:
         now_ms = self._feed.now_ms
         return self.exchange.depth(index, levels, now_ms, self._feed.detail(index, now_ms))
 
-    def disconnect(self, route: Where = "all") -> int:
-        """Cut the connections of this route (or all) without a word; how many there were."""
+    def disconnect(self, route: Where = "all", at_most: int | None = None) -> int:
+        """Cut the connections of this route (or all) without a word, of each route `at_most` so many; how many there
+        were."""
         cut = [connection for connection in self._connections if route in ("all", connection.route)]
+        if at_most is not None:
+            routes = {connection.route for connection in cut}
+            cut = [each for one in routes for each in [link for link in cut if link.route == one][:at_most]]
         for connection in cut:
             connection.cut()
         return len(cut)

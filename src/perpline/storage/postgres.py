@@ -1,8 +1,8 @@
 """The store in a PostgreSQL database (13 or newer), through asyncpg.
 
-Four connections, each for one kind of work, so that none of it waits for another: decisions, the outbox, rows in bulk,
-reads. After any error a connection is given up, and the next call makes a new one: what it would still have been good
-for is not worth the doubt. The server then takes back what was not committed.
+Five connections, each for one kind of work, so that none of it waits for another: decisions, the outbox, rows in bulk,
+reads, leases. After any error a connection is given up, and the next call makes a new one: what it would still have
+been good for is not worth the doubt. The server then takes back what was not committed.
 
 synchronous_commit is left as the server has it, on, so that what was committed survives the server's death; only the
 mark "published" does without, for if it is lost a message is sent again, which a bus turns into nothing.
@@ -13,7 +13,7 @@ as rows of a new last day come, and at once for rows of any other day.
 
 import asyncio
 import operator
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -27,20 +27,24 @@ import asyncpg
 from msgspec.structs import astuple, replace
 
 from perpline.common.config import masked_url
-from perpline.common.errors import NeedsPerson, Unavailable
+from perpline.common.errors import Fenced, NeedsPerson, Unavailable
 from perpline.domain.candle import Candle
 from perpline.domain.signal import Decision, Message, Prediction
 from perpline.storage.archive import BATCH_ROWS, Archive, NewArchive
+from perpline.storage.day_tables import DAY_MS, HOUR_MS, DayTable, day_tables
 from perpline.storage.migrate import migrate_postgresql, migrations
 from perpline.storage.sql import named_queries, sql_folder
 from perpline.storage.store import (
     TABLES,
     TRADING_TABLES,
+    Assumed,
     Columns,
     Committed,
     Deployment,
+    Fence,
     Gap,
     Key,
+    Lease,
     ModelRow,
     Row,
     Table,
@@ -66,7 +70,10 @@ LOCK_TIMEOUT_MS = 5000
 """How long a write waits for another process that is writing."""
 TRANSACTION_ROWS = 5_000
 """Rows of a bulk batch that are written in one transaction."""
-DAY_MS = 86_400_000
+DROP_LOCK_MS = 50
+"""How long the dropping of a day waits for its turn, and so the most that a decision waits behind it."""
+DROP_RETRY_S = 2.0
+DROP_TRIES = 60
 LAST_DAY = 47_482
 """2100-01-01. Rows of later days have times that are none."""
 BOOKKEEPING = {"schema_migrations", "signal_seqs"}
@@ -102,6 +109,9 @@ class PostgresStore:
         self._outbox = _Lane(partial(self._connect, "outbox", synchronous_commit="off"), self.where)
         self._rows = _Lane(partial(self._connect, "rows", learn=True), self.where)
         self._reads = _Lane(partial(self._connect, "reads"), self.where)
+        self._upkeep = _Lane(partial(self._connect, "upkeep"), self.where)
+        """Opened when it is first needed."""
+        self._leases = _Lane(partial(self._connect, "leases"), self.where)
         self._making_days: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -110,7 +120,7 @@ class PostgresStore:
                 await self._reads.open(self._migrate)
             else:
                 await self._decisions.open(self._migrate)
-                for lane in (self._outbox, self._rows, self._reads):
+                for lane in (self._outbox, self._rows, self._reads, self._leases):
                     await lane.open()
         except BaseException:
             await self.close()
@@ -119,7 +129,7 @@ class PostgresStore:
     async def close(self) -> None:
         if self._making_days:
             await asyncio.wait(self._making_days)
-        for lane in (self._rows, self._outbox, self._decisions, self._reads):
+        for lane in (self._rows, self._outbox, self._decisions, self._reads, self._leases, self._upkeep):
             await lane.close()
 
     async def add_rows(self, table: str, rows: Sequence[Row]) -> int:
@@ -173,14 +183,21 @@ class PostgresStore:
         predictions: Sequence[Prediction],
         messages: Sequence[Message],
         t_commit: int,
+        fence: Fence | None = None,
+        assumed: Assumed | None = None,
     ) -> Committed:
-        committed = await self._decisions.run(self._commit_decisions, decisions, predictions, messages, t_commit)
+        committed = await self._decisions.run(
+            self._commit_decisions, decisions, predictions, messages, t_commit, fence, assumed
+        )
         for table in ("signals", "predictions"):
             self._make_next_day(table)
         return committed
 
     async def last_decided(self, slot: str) -> dict[str, int]:
         return dict(await self._reads.run(_fetch, self._queries["last_decided"], slot))
+
+    async def last_seqs(self, slot: str) -> dict[str, int]:
+        return dict(await self._reads.run(_fetch, self._queries["slot_seqs"], slot))
 
     async def last_signals(self, slot: str, since: int) -> dict[tuple[str, int], int]:
         rows = await self._reads.run(_fetch, self._queries["last_signals"], slot, since)
@@ -229,10 +246,10 @@ class PostgresStore:
         return [Deployment(**dict(row)) for row in await self._reads.run(_fetch, self._queries["deployments"])]
 
     async def commit_trading(
-        self, rows: Mapping[str, Sequence[Row]], messages: Sequence[Message] = ()
+        self, rows: Mapping[str, Sequence[Row]], messages: Sequence[Message] = (), fence: Fence | None = None
     ) -> list[Message]:
         parts = [(TRADING_TABLES[name], some) for name, some in rows.items() if some]
-        return await self._decisions.run(self._commit_trading, parts, messages)
+        return await self._decisions.run(self._commit_trading, parts, messages, fence)
 
     async def trading_rows(
         self,
@@ -251,11 +268,38 @@ class PostgresStore:
         return int(row["value"])
 
     async def take_lease(self, name: str, owner: str, now: int, until: int) -> int | None:
-        rows = await self._decisions.run(_fetch, self._queries["take_lease"], name, owner, now, until)
+        rows = await self._leases.run(_fetch, self._queries["take_lease"], name, owner, now, until)
         return int(rows[0]["fencing"]) if rows else None
 
+    async def lease(self, name: str) -> Lease | None:
+        rows = await self._leases.run(_fetch, self._queries["lease"], name)
+        return Lease(**dict(rows[0])) if rows else None
+
     async def drop_lease(self, name: str, owner: str) -> None:
-        await self._decisions.run(_execute, self._queries["drop_lease"], name, owner)
+        await self._leases.run(_execute, self._queries["drop_lease"], name, owner)
+
+    async def old_days(self, table: str, before: int) -> list[int]:
+        partitions = await self._reads.run(_fetch, self._queries["partitions"])
+        old = sorted(name for parent, name in partitions if parent == table and _day_of(name) * DAY_MS < before)
+        # Those made ahead for a day that brought nothing are left alone.
+        some = [name for name in old if await self._reads.run(_fetch, f"SELECT FROM {name} LIMIT 1")]
+        return [_day_of(name) * DAY_MS for name in some]
+
+    async def rows_between(self, table: str, start: int, end: int) -> list[Row]:
+        return await self._reads.run(_rows_between, table, day_tables()[table], start, end)
+
+    async def drop_day(self, table: str, day: int, archived: Callable[[int, int], Collection[Row]]) -> int:
+        await self._upkeep.open()
+        return await self._upkeep.run(self._drop_day, day_tables()[table], day, archived)
+
+    async def note_archived(self, row: Row) -> None:
+        await self._rows.run(_execute, self._queries["note_archived"], *row)
+
+    async def note_dropped(self, table: str, day: int, dropped_at: int) -> None:
+        await self._rows.run(_execute, self._queries["note_dropped"], table, day, dropped_at)
+
+    async def prune_outbox(self, before: int, limit: int) -> int:
+        return len(await self._rows.run(_fetch, self._queries["prune_outbox"], before, limit))
 
     async def row_counts(self) -> dict[str, int]:
         columns = await self._reads.run(_fetch, self._queries["columns"])
@@ -303,7 +347,7 @@ class PostgresStore:
         connection = await asyncpg.connect(
             self._url,
             timeout=CONNECT_TIMEOUT_S,
-            command_timeout=READ_TIMEOUT_S if work == "reads" else COMMAND_TIMEOUT_S,
+            command_timeout=READ_TIMEOUT_S if work in ("reads", "upkeep") else COMMAND_TIMEOUT_S,
             server_settings=settings,
         )
         try:
@@ -404,8 +448,10 @@ class PostgresStore:
         connection: Connection,
         parts: Sequence[tuple[TradingTable, Sequence[Row]]],
         messages: Sequence[Message],
+        fence: Fence | None,
     ) -> list[Message]:
         async with _transaction(connection):
+            await self._check(connection, fence)
             for table, rows in parts:
                 kept = [_without_nan(row) for row in kept_rows(table, rows)]
                 await self._insert(connection, table.name, table.columns, kept, on_trading_conflict(table))
@@ -414,6 +460,11 @@ class PostgresStore:
             if numbered:
                 await self._insert(connection, "outbox", _MESSAGE, list(map(astuple, numbered)), "")
         return numbered
+
+    async def _check(self, connection: Connection, fence: Fence | None) -> None:
+        """Raises Fenced where the lease is not the writer's any more. Until the transaction ends it stays so."""
+        if fence is not None and not await connection.fetch(self._queries["fence"], *astuple(fence)):
+            raise Fenced(f"{fence.name} is not ours any more under number {fence.fencing}")
 
     # ---- decisions ----
 
@@ -424,16 +475,18 @@ class PostgresStore:
         predictions: Sequence[Prediction],
         messages: Sequence[Message],
         t_commit: int,
+        fence: Fence | None,
+        assumed: Assumed | None,
     ) -> Committed:
         await self._make_days(connection, "signals", {decision.close_time for decision in decisions})
         await self._make_days(connection, "predictions", {prediction.close_time for prediction in predictions})
         parts = decisions, predictions, messages
         try:
-            return await self._commit(connection, *parts, t_commit, insert_new=self._copy)
+            return await self._commit(connection, *parts, t_commit, fence, assumed, insert_new=self._copy)
         except asyncpg.UniqueViolationError:
             # A prediction or message is named twice, or is there without its decision.
             await connection.execute("ROLLBACK")
-            return await self._commit(connection, *parts, t_commit, insert_new=self._insert)
+            return await self._commit(connection, *parts, t_commit, fence, assumed, insert_new=self._insert)
 
     async def _commit(
         self,
@@ -442,12 +495,22 @@ class PostgresStore:
         predictions: Sequence[Prediction],
         messages: Sequence[Message],
         t_commit: int,
+        fence: Fence | None,
+        assumed: Assumed | None,
         insert_new: Callable[[Connection, str, Sequence[str], list[Row]], Awaitable[int]],
     ) -> Committed:
         """One transaction. `insert_new` inserts what belongs to new decisions, and so can hardly be there already."""
         # Who decides for a slot does so alone: its numbers must have no gaps, and what is free must stay so.
         locks = [_lock(slot) for slot in sorted({decision.slot for decision in decisions})]
         async with _transaction(connection, *locks):
+            await self._check(connection, fence)
+            if assumed is not None:
+                symbols = sorted({decision.symbol for decision in decisions})
+                asked = decisions[0].slot, symbols, assumed.since, assumed.until
+                rows = await _fetch(connection, self._queries["ok_between"], *asked)
+                found = {(symbol, side): close_time for symbol, side, close_time in rows}
+                if found != assumed.last_ok:
+                    return Committed(decisions=[], messages=None, differs=found)
             seqs = await self._insert_decisions(connection, decisions, t_commit)
             lost = {minute_key(decision) for decision in decisions} - seqs.keys()
             for is_new, part in groupby(
@@ -582,7 +645,7 @@ class PostgresStore:
             # One at a time. Attaching, unlike CREATE TABLE … PARTITION OF, waits for no reader or writer.
             await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended('perpline partitions', 0))")
             for day in days:
-                name = f"{table}_{datetime.fromtimestamp(day * 86_400, UTC):%Y%m%d}"
+                name = _partition_of(table, day)
                 if await connection.fetchval("SELECT to_regclass($1) IS NULL", name):
                     await connection.execute(
                         f"CREATE TABLE {name} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS); "
@@ -590,6 +653,39 @@ class PostgresStore:
                         f"FOR VALUES FROM ({day * DAY_MS}) TO ({(day + 1) * DAY_MS})"
                     )
         self._days[table].known.update(days)
+
+    async def _drop_day(
+        self, connection: Connection, table: DayTable, day: int, archived: Callable[[int, int], Collection[Row]]
+    ) -> int:
+        name = _partition_of(table.name, day // DAY_MS)
+        if await connection.fetchval("SELECT to_regclass($1) IS NULL", name):
+            return 0
+        stay = 0
+        # SHARE: from here on nobody writes into this old day; everybody else reads and writes as ever.
+        async with _transaction(connection, f"LOCK TABLE {name} IN SHARE MODE"):
+            for start in range(day, day + DAY_MS, HOUR_MS):
+                rows = await _rows_between(connection, name, table, start, start + HOUR_MS)
+                if rows:
+                    safe = await asyncio.to_thread(archived, start, start + HOUR_MS)
+                    stay += sum(row not in safe for row in rows)
+            if not stay:
+                await self._drop_partition(connection, name)
+        if not stay and table.name in self._days:
+            self._days[table.name].known.discard(day // DAY_MS)
+        return stay
+
+    async def _drop_partition(self, connection: Connection, name: str) -> None:
+        """It locks the whole table for an instant, and while it waits for that, all others wait behind it."""
+        await connection.execute(f"SET LOCAL lock_timeout = {DROP_LOCK_MS}")
+        for tries_left in reversed(range(DROP_TRIES)):
+            try:
+                await connection.execute(f"SAVEPOINT before; DROP TABLE {name}")
+                return
+            except asyncpg.LockNotAvailableError:
+                if not tries_left:
+                    raise
+                await connection.execute("ROLLBACK TO SAVEPOINT before")
+                await asyncio.sleep(DROP_RETRY_S)
 
     def _make_next_day(self, table: str) -> None:
         """Make the partition of the day after the rows that were just written, beside the work."""
@@ -628,6 +724,10 @@ class _Days:
         self.being_made: set[int] = set()
         self.newest = -1
         """The last day of the rows that were written last."""
+
+
+def _partition_of(table: str, day: int) -> str:
+    return f"{table}_{datetime.fromtimestamp(day * 86_400, UTC):%Y%m%d}"
 
 
 def _day_of(partition: str) -> int:
@@ -765,6 +865,18 @@ async def _series(
         while rows := await cursor.fetch(BATCH_ROWS):
             parts.append([column_array(column, [row[n] for row in rows]) for n, column in enumerate(columns)])
     return joined(parts, columns)
+
+
+async def _rows_between(connection: Connection, source: str, table: DayTable, start: int, end: int) -> list[Row]:
+    """From the table, or one partition of it."""
+    rows = await connection.fetch(
+        f'SELECT {_names(table.columns)} FROM {source} WHERE "{table.time}" >= $1 AND "{table.time}" < $2 '
+        f"ORDER BY {_names(table.key)}",
+        start,
+        end,
+        timeout=WHOLE_TIMEOUT_S,
+    )
+    return [tuple(row) for row in rows]
 
 
 async def _execute(connection: Connection, query: str, *values: Any) -> None:

@@ -16,7 +16,7 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count, islice
@@ -28,21 +28,25 @@ import apsw
 import msgspec
 from msgspec.structs import astuple, replace
 
-from perpline.common.errors import NeedsPerson, Unavailable
+from perpline.common.errors import Fenced, NeedsPerson, Unavailable
 from perpline.domain.candle import Candle
 from perpline.domain.signal import Decision, Message, Prediction
 from perpline.storage.archive import Archive, columns_by_table, finish, unfinished
+from perpline.storage.day_tables import DAY_MS, HOUR_MS, DayTable, day_tables
 from perpline.storage.migrate import migrate, migrations
 from perpline.storage.sql import named_queries
 from perpline.storage.store import (
     LOGICAL,
     TABLES,
     TRADING_TABLES,
+    Assumed,
     Columns,
     Committed,
     Deployment,
+    Fence,
     Gap,
     Key,
+    Lease,
     ModelRow,
     Row,
     Table,
@@ -68,6 +72,9 @@ STATEMENT_ROWS = 64
 """Rows in one INSERT."""
 SERIES_ROWS = 500
 """Rows of a series that are turned into arrays at a time; 5,000 took a fifth longer, being out of the cache by then."""
+
+DELETE_PAUSE_S = 0.005
+"""Between two transactions that delete archived rows; each takes about 2 ms."""
 
 _WAL_RETRY_S = 0.01
 
@@ -185,13 +192,20 @@ class SqliteStore:
         predictions: Sequence[Prediction],
         messages: Sequence[Message],
         t_commit: int,
+        fence: Fence | None = None,
+        assumed: Assumed | None = None,
     ) -> Committed:
-        committed = await self._write.run(_commit_decisions, self._queries, decisions, predictions, messages, t_commit)
+        committed = await self._write.run(
+            _commit_decisions, self._queries, decisions, predictions, messages, t_commit, fence, assumed
+        )
         self._move_log_if_long()
         return committed
 
     async def last_decided(self, slot: str) -> dict[str, int]:
         return dict(await self._read.run(_fetch, self._queries["last_decided"], (slot,)))
+
+    async def last_seqs(self, slot: str) -> dict[str, int]:
+        return dict(await self._read.run(_fetch, self._queries["slot_seqs"], (slot,)))
 
     async def last_signals(self, slot: str, since: int) -> dict[tuple[str, int], int]:
         rows = await self._read.run(_fetch, self._queries["last_signals"], (slot, since))
@@ -241,10 +255,10 @@ class SqliteStore:
         return [Deployment(**dict(zip(Deployment.__struct_fields__, row, strict=True))) for row in rows]
 
     async def commit_trading(
-        self, rows: Mapping[str, Sequence[Row]], messages: Sequence[Message] = ()
+        self, rows: Mapping[str, Sequence[Row]], messages: Sequence[Message] = (), fence: Fence | None = None
     ) -> list[Message]:
         parts = [(TRADING_TABLES[name], some) for name, some in rows.items() if some]
-        stored = await self._write.run(_commit_trading, parts, messages)
+        stored = await self._write.run(_commit_trading, self._queries, parts, messages, fence)
         self._move_log_if_long()
         return stored
 
@@ -273,8 +287,48 @@ class SqliteStore:
         rows = await self._write.run(_fetch, self._queries["take_lease"], (name, owner, now, until))
         return int(rows[0][0]) if rows else None
 
+    async def lease(self, name: str) -> Lease | None:
+        rows = await self._write.run(_fetch, self._queries["lease"], (name,))
+        return Lease(owner=rows[0][0], until=rows[0][1], fencing=rows[0][2]) if rows else None
+
     async def drop_lease(self, name: str, owner: str) -> None:
         await self._write.run(_fetch, self._queries["drop_lease"], (name, owner))
+
+    async def old_days(self, table: str, before: int) -> list[int]:
+        return await self._read.run(_old_days, day_tables()[table], before)
+
+    async def rows_between(self, table: str, start: int, end: int) -> list[Row]:
+        return await self._read.run(_rows_between, day_tables()[table], start, end)
+
+    async def drop_day(self, table: str, day: int, archived: Callable[[int, int], Collection[Row]]) -> int:
+        stay = 0
+        for start in range(day, day + DAY_MS, HOUR_MS):
+            rows = await self.rows_between(table, start, start + HOUR_MS)
+            if not rows:
+                continue
+            safe = await asyncio.to_thread(archived, start, start + HOUR_MS)
+            drop = [row for row in rows if row in safe]
+            stay += len(rows) - len(drop)
+            for first in range(0, len(drop), TRANSACTION_ROWS):
+                part = drop[first : first + TRANSACTION_ROWS]
+                async with self._bulk:
+                    stay += len(part) - await self._write.run(_delete_rows, day_tables()[table], part)
+                    if self._wal_pages >= CHECKPOINT_PAGES:
+                        await self._move_log()
+                # So that others find the file free most of the time: SQLite's waiting is no queue, and who waits looks
+                # again in ever longer intervals.
+                await asyncio.sleep(DELETE_PAUSE_S)
+        return stay
+
+    async def note_archived(self, row: Row) -> None:
+        await self._write.run(_fetch, self._queries["note_archived"], row)
+
+    async def note_dropped(self, table: str, day: int, dropped_at: int) -> None:
+        await self._write.run(_fetch, self._queries["note_dropped"], (table, day, dropped_at))
+
+    async def prune_outbox(self, before: int, limit: int) -> int:
+        rows = await self._write.run(_fetch, self._queries["prune_outbox"], (before, limit))
+        return len(rows)
 
     async def row_counts(self) -> dict[str, int]:
         return await self._read.run(_row_counts, self._queries)
@@ -361,6 +415,8 @@ class _Lane:
             raise NeedsPerson(
                 f"cannot open {self._path}: {error}; is the folder there, and may this user read and write it?"
             ) from error
+        except apsw.ReadOnlyError as error:
+            raise NeedsPerson(f"{self._path} cannot be written: {error}") from error
 
     async def close(self) -> None:
         if self._connection is not None:
@@ -384,17 +440,24 @@ class _Lane:
         except apsw.CantOpenError as error:
             # It was open before: the process has run out of files, or the folder has gone for a while.
             raise Unavailable(f"{self._path}: {error}") from error
+        except apsw.ReadOnlyError as error:
+            if getattr(error, "extendedresult", 0) == apsw.SQLITE_READONLY_DBMOVED:
+                raise NeedsPerson(f"{self._path} was moved or deleted while it was in use") from error
+            # It could be written before: a kernel makes a disk that fails read-only, and a person may mend that.
+            raise Unavailable(f"{self._path}: the disk is read-only ({error})") from error
 
     async def _call(self, function: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs) -> Result:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: function(*args, **kwargs))
-        except (apsw.BusyError, apsw.LockedError, apsw.FullError, apsw.IOError, apsw.ProtocolError) as error:
+        except apsw.FullError as error:
+            raise Unavailable(f"{self._path}: the disk is full ({error})") from error
+        except (apsw.BusyError, apsw.LockedError, apsw.IOError, apsw.ProtocolError) as error:
             raise Unavailable(f"{self._path}: {error}") from error
         except apsw.NotADBError as error:
             raise NeedsPerson(f"{self._path} is not a SQLite database: name another file") from error
         except apsw.CorruptError as error:
             raise NeedsPerson(f"{self._path} is damaged ({error}): restore a copy, or name another file") from error
-        except (apsw.ReadOnlyError, apsw.PermissionsError, apsw.AuthError) as error:
+        except (apsw.PermissionsError, apsw.AuthError) as error:
             raise NeedsPerson(f"{self._path} cannot be written: {error}") from error
         except (apsw.ConstraintError, apsw.MismatchError, apsw.BindingsError) as error:
             raise ValueError(f"{self._path} refused a row: {error}") from error
@@ -478,8 +541,17 @@ def _commit_decisions(
     predictions: Sequence[Prediction],
     messages: Sequence[Message],
     t_commit: int,
+    fence: Fence | None,
+    assumed: Assumed | None,
 ) -> Committed:
     with _transaction(connection):
+        _check(connection, queries, fence)
+        if assumed is not None:
+            symbols = json.dumps([decision.symbol for decision in decisions])
+            asked = (decisions[0].slot, symbols, assumed.since, assumed.until)
+            found = {(symbol, side): t for symbol, side, t in connection.execute(queries["ok_between"], asked)}
+            if found != assumed.last_ok:
+                return Committed(decisions=[], messages=None, differs=found)
         new = _insert_decisions(connection, queries, decisions, t_commit)
         seq = {minute_key(decision): number for decision, number in new}
         lost = {minute_key(decision) for decision in decisions} - seq.keys()
@@ -512,10 +584,21 @@ def _last_ids(connection: apsw.Connection, number: int) -> Iterator[int]:
     return count(connection.last_insert_rowid() - number + 1)
 
 
+def _check(connection: apsw.Connection, queries: dict[str, str], fence: Fence | None) -> None:
+    """Raises Fenced where the lease is not the writer's any more. For as long as the transaction lasts it stays so."""
+    if fence is not None and not _fetch(connection, queries["fence"], astuple(fence)):
+        raise Fenced(f"{fence.name} is not ours any more under number {fence.fencing}")
+
+
 def _commit_trading(
-    connection: apsw.Connection, parts: Sequence[tuple[TradingTable, Sequence[Row]]], messages: Sequence[Message]
+    connection: apsw.Connection,
+    queries: dict[str, str],
+    parts: Sequence[tuple[TradingTable, Sequence[Row]]],
+    messages: Sequence[Message],
+    fence: Fence | None,
 ) -> list[Message]:
     with _transaction(connection):
+        _check(connection, queries, fence)
         for table, rows in parts:
             _insert(connection, table.name, table.columns, kept_rows(table, rows), on_trading_conflict(table))
         _insert(connection, "outbox", Message.__struct_fields__[1:], [astuple(one)[1:] for one in messages], "")
@@ -557,6 +640,61 @@ def _candles(connection: apsw.Connection, interval: str, where: str, values: Row
         stored_candle(interval, (*row[:synthetic], bool(row[synthetic]), *row[synthetic + 1 :]))
         for row in _fetch(connection, f"SELECT {columns} FROM {table.name} WHERE {where}", values)
     ]
+
+
+_SUPERSEDED = (
+    "EXISTS (SELECT 1 FROM signals AS n WHERE n.slot = t.slot AND n.symbol = t.symbol AND n.close_time > t.close_time)"
+)
+"""The newest row of each slot and symbol is where the next seq is counted from, so it is never archived."""
+
+
+def _old_days(connection: apsw.Connection, table: DayTable, before: int) -> list[int]:
+    """From day to day by the index, never through the rows of one."""
+    time = f'"{table.time}"'
+    if table.name == "signals":  # its index begins with the slot
+        slots: list[Row] = _fetch(connection, _SLOTS, ())
+        query = f"SELECT {time} FROM signals AS t WHERE slot = ?3 AND {time} >= ?1 AND {time} < ?2 AND {_SUPERSEDED}"
+        query += f" ORDER BY {time} LIMIT 1"
+    else:
+        slots = [Row()]
+        query = f'SELECT min({time}) FROM "{table.name}" WHERE {time} >= ?1 AND {time} < ?2'
+    days = set()
+    for slot in slots:
+        since = -DAY_MS
+        while (found := connection.execute(query, (since, before, *slot)).get) is not None:
+            days.add(found - found % DAY_MS)
+            since = found - found % DAY_MS + DAY_MS
+    return sorted(days)
+
+
+_SLOTS = """
+    WITH RECURSIVE known (slot) AS (
+        SELECT min(slot) FROM signals
+        UNION ALL SELECT (SELECT min(slot) FROM signals WHERE slot > known.slot) FROM known WHERE slot IS NOT NULL
+    )
+    SELECT slot FROM known WHERE slot IS NOT NULL
+"""
+
+
+def _rows_between(connection: apsw.Connection, table: DayTable, start: int, end: int) -> list[Row]:
+    columns = ", ".join(f'"{column}"' for column in table.columns)
+    order = ", ".join(f'"{column}"' for column in table.key)
+    where = f'"{table.time}" >= ? AND "{table.time}" < ?'
+    if table.name == "signals":
+        where = f"slot IN ({_SLOTS}) AND {where} AND {_SUPERSEDED}"
+    return _fetch(connection, f'SELECT {columns} FROM "{table.name}" AS t WHERE {where} ORDER BY {order}', (start, end))
+
+
+def _delete_rows(connection: apsw.Connection, table: DayTable, rows: Sequence[Row]) -> int:
+    """Delete rows that have not changed; returns how many those were."""
+    same = " AND ".join(
+        f'"{column}" = ?{number}' if column in table.key else f'"{column}" IS ?{number}'
+        for number, column in enumerate(table.columns, 1)
+    )
+    with _transaction(connection):
+        before = connection.total_changes()
+        connection.executemany(f'DELETE FROM "{table.name}" WHERE {same}', rows)
+        return connection.total_changes() - before
 
 
 def _series(

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -61,6 +61,25 @@ class Deployment(Struct, frozen=True, kw_only=True):
     """Empty: the slot has no model of its own any more."""
     effective_from: int
     by: str
+
+
+class Lease(Struct, frozen=True, kw_only=True):
+    """A row of `leases`."""
+
+    owner: str
+    """Empty: given back."""
+    until: int
+    """Grows whenever the owner renews it, and only then."""
+    fencing: int
+    """Grows whenever it changes hands."""
+
+
+class Fence(Struct, frozen=True):
+    """Under which lease something is written: it is stored only while this owner has it under this number."""
+
+    name: str
+    owner: str
+    fencing: int
 
 
 class Table(Struct, frozen=True, kw_only=True):
@@ -318,9 +337,15 @@ TRADING_TABLES: dict[str, TradingTable] = {
         TradingTable(name="doctors", columns=("at", "account_hash", "passed", "result"), time="at"),
         TradingTable(name="counters", columns=("name", "value"), key=("name",)),
         TradingTable(name="leases", columns=("name", "owner", "until", "fencing"), key=("name",)),
+        TradingTable(name="symbols", columns=("symbol", "action", "changed_at", "by", "reason")),
+        TradingTable(
+            name="listings",
+            columns=("symbol", "status", "seen_at", "followed_at", "delivery_at", "note"),
+            key=("symbol",),
+        ),
     )
 }
-"""Every table of trading, by name."""
+"""Every table of trading, and of what is followed, by name."""
 
 LOGICAL = frozenset({"reduce_only", "is_maker", "passed"})
 """Columns of trading that are true or false."""
@@ -432,6 +457,17 @@ class Committed(Struct, frozen=True, kw_only=True):
     """Those that were new."""
     messages: list[Message] | None
     """The outbox's new rows, in its order and with their ids; None where some were there already."""
+    differs: dict[tuple[str, int], int] | None = None
+    """What `Assumed.last_ok` should have been; then nothing was stored."""
+
+
+class Assumed(Struct, frozen=True, kw_only=True):
+    """What the verdicts of a batch went by, where other processes decide minutes of the same symbols."""
+
+    since: int
+    until: int
+    last_ok: dict[tuple[str, int], int]
+    """By symbol and side the newest close_time with since <= close_time < until and status ok."""
 
 
 def outbox_payload(message: Message, seq: int | None) -> str:
@@ -495,8 +531,17 @@ class Store(Protocol):
         predictions: Sequence[Prediction],
         messages: Sequence[Message],
         t_commit: int,
+        fence: Fence | None = None,
+        assumed: Assumed | None = None,
     ) -> Committed:
         """Store decisions, predictions and outbox messages in one transaction; returns what was new.
+
+        With `assumed` (all decisions are of one slot then) it is compared with the tables before anything is written,
+        under the lock under which all decisions of the slot are written; where it is not so any more, nothing is
+        stored and `Committed.differs` says how it is.
+
+        Raises Fenced where that lease is another's now: nothing is stored then, and while it is being stored the lease
+        cannot change hands.
 
         The unique key (slot, symbol, close_time) decides who won: a decision that is already there stays as it is, and
         its prediction and message are not stored either. Each new decision gets the next `seq` of its slot and symbol,
@@ -506,6 +551,9 @@ class Store(Protocol):
 
     async def last_decided(self, slot: str) -> dict[str, int]:
         """The newest close_time with a row in `signals`, by symbol."""
+
+    async def last_seqs(self, slot: str) -> dict[str, int]:
+        """The newest `seq` in `signals`, by symbol."""
 
     async def last_signals(self, slot: str, since: int) -> dict[tuple[str, int], int]:
         """The newest close_time from `since` on with status ok, by symbol and side."""
@@ -541,9 +589,11 @@ class Store(Protocol):
         """All of them, in the order they were added."""
 
     async def commit_trading(
-        self, rows: Mapping[str, Sequence[Row]], messages: Sequence[Message] = ()
+        self, rows: Mapping[str, Sequence[Row]], messages: Sequence[Message] = (), fence: Fence | None = None
     ) -> list[Message]:
         """Store rows of `TRADING_TABLES` and outbox messages in one transaction; returns the messages with their ids.
+
+        Raises Fenced as `commit_decisions` does.
 
         Of rows with one key the table says whether the last or the first stays; tables without a key grow. Messages'
         `id` is assigned here, and their kinds are others than "signal" and "close". Waits for bulk as little as a
@@ -573,8 +623,37 @@ class Store(Protocol):
         The number grows whenever the lease changes hands, and stays while its owner prolongs it.
         """
 
+    async def lease(self, name: str) -> Lease | None:
+        """The lease as it is now, None if nobody ever took it."""
+
     async def drop_lease(self, name: str, owner: str) -> None:
         """Give the lease back, if this owner still has it."""
+
+    async def old_days(self, table: str, before: int) -> list[int]:
+        """The UTC days (their midnights) before this one of which a large table (`DAY_TABLES`) has rows to archive.
+
+        Of `signals` the newest row of each slot and symbol may stay where it is: it says which seq comes next.
+        """
+
+    async def rows_between(self, table: str, start: int, end: int) -> list[Row]:
+        """The rows of a large table with start <= time < end, in the order of its key, all columns of `day_tables`."""
+
+    async def drop_day(self, table: str, day: int, archived: Callable[[int, int], Collection[Row]]) -> int:
+        """Drop a day of a large table but for rows that are not archived; returns how many those are.
+
+        `archived(start, end)` has the rows that are safe elsewhere; it is called in threads. Exact: a row that comes or
+        changes meanwhile stays. Decisions do not wait: SQLite deletes in small transactions and leaves its freed
+        pages to what comes; PostgreSQL drops the whole partition or nothing, and waits for its lock 50 ms at a time.
+        """
+
+    async def note_archived(self, row: Row) -> None:
+        """Write a row of `archived` (table, day, part, file, host, rows, bytes, archived_at); dropped_at is empty."""
+
+    async def note_dropped(self, table: str, day: int, dropped_at: int) -> None:
+        """Write down that the rows of this day are in its files only."""
+
+    async def prune_outbox(self, before: int, limit: int) -> int:
+        """Delete at most `limit` outbox rows that were published before this instant; returns how many."""
 
     async def row_counts(self) -> dict[str, int]:
         """Number of rows by table, all tables of the schema but its own bookkeeping."""

@@ -41,7 +41,7 @@ from perpline.domain.order import (
     read_client_id,
 )
 from perpline.domain.signal import Decision, Message, Status
-from perpline.storage.store import TRADING_TABLES, Row, Store
+from perpline.storage.store import TRADING_TABLES, Fence, Row, Store
 from perpline.trading.equity import DAY_MS, EquityCurve
 from perpline.trading.mode import Change, ModeRow, Modes
 from perpline.trading.order_manager import Changes, Event, OrderManager, OrderRecord, StopRecord
@@ -78,8 +78,6 @@ RECENT_EVENTS = 20
 """Positions opened and closed that /status tells of."""
 STILL_GOOD_MS = 10 * 60_000
 """How far back a start looks for signals that may still be acted on."""
-LEASE_MS = 6_000
-"""A process that trades an account and has not said so for so long is taken for dead, wall time."""
 
 _STOPPED = frozenset({"stop", "trailing_stop", "break_even", "protective_stop", "liquidation", "exit"})
 """Reasons after which a symbol pauses. "exit": the reason died with a process, and it may have been a stop."""
@@ -166,7 +164,11 @@ class Trader:
         expected_price: Callable[[str, Side, Decimal], Decimal | None] = lambda symbol, side, quantity: None,
         unknown_positions: str = "leave",
         default_levels_pct: tuple[float, float] = (1.0, 1.0),
+        fence: Callable[[], Fence | None] = lambda: None,
+        may_act: Callable[[], bool] = lambda: True,
     ) -> None:
+        """Rows are stored under `fence`; where that is another's now, `run` ends with Fenced. `may_act` says right
+        before an order whether another process may already be trading the account."""
         self.account: Account = account
         self.manager = manager
         self.statistics = TraderStatistics()
@@ -187,6 +189,8 @@ class Trader:
         self._expected_price = expected_price
         self._unknown_positions = unknown_positions
         self._default_levels_pct = default_levels_pct
+        self._fence = fence
+        self._may_act = may_act
         self._monitor = SltpMonitor(
             self._fire, self._moved, trailing_stop_pct=trailing_stop_pct, break_even_pct=break_even_pct
         )
@@ -368,7 +372,10 @@ class Trader:
     # ---- the work
 
     async def run(self) -> None:
-        """Trade, for ever. What was read at the start is written and looked after; then signals are taken."""
+        """Trade, for ever. What was read at the start is written and looked after; then signals are taken.
+
+        Ends with Fenced, in a group, where another process trades the account now.
+        """
         async with asyncio.TaskGroup() as group:
             group.create_task(self._executor.run(), name=f"{self.account} executor")
             group.create_task(self._write_for_ever(), name=f"{self.account} rows")
@@ -460,6 +467,8 @@ class Trader:
             self.take(self.manager.refused(client_id, "its intent could not be stored in time", facts.now))
             self._refuse(decision.signal_id, symbol, Refusal("not_stored", "the database did not take the intent"))
             return
+        while not self._may_act() and self._clock.exchange_now_ms() <= decision.valid_until:
+            await self._clock.sleep_wall(0.05)  # the lease is being renewed; or it is lost, and this is cancelled
         now = self._clock.exchange_now_ms()
         if self._modes.mode_of(symbol, now) != self.account or self.blocked or now > decision.valid_until:
             self.take(self.manager.refused(client_id, "the mode changed, or it was too late", now))
@@ -615,7 +624,7 @@ class Trader:
         """Whether another attempt may be made now; counts it. The waits grow, and never end."""
         now = self._clock.wall_s()
         due, tries = self._next_try.get((position, leg), (0.0, 0))
-        if now < due:
+        if now < due or not self._may_act():
             return False
         self._next_try[position, leg] = (now + RETRY_S[min(tries + 1, len(RETRY_S) - 1)], tries + 1)
         return True
@@ -893,7 +902,7 @@ class Trader:
             if not batch and not messages:
                 return
             try:
-                stored = await self._store.commit_trading(batch, messages)
+                stored = await self._store.commit_trading(batch, messages, self._fence())
             except BaseException:
                 # What came meanwhile is newer; in a table where the first row stays, the older one is the first.
                 for table, kept in rows.items():

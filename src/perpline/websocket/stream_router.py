@@ -104,8 +104,8 @@ class StreamRouter:
             handle(item)
         return True
 
-    def route_batch(self, batch: list[bytes], received_us: int) -> set[str]:
-        """Route the messages of one read in order; returns the streams that were heard.
+    def route_batch(self, batch: list[bytes], received_us: int, source: int = 0) -> set[str]:
+        """Route the messages of one read in order; returns the streams that were heard. `source`: see `Lane`.
 
         What a lane keeps reaches its cache before the other messages of the batch are handled.
         """
@@ -113,7 +113,7 @@ class StreamRouter:
         others = batch
         for lane in self._lanes:
             before = len(others)
-            others, streams = lane.sift(others, received_us)
+            others, streams = lane.sift(others, received_us, source)
             heard.update(streams)
             kept = before - len(others)
             if kept:

@@ -1,13 +1,16 @@
 import asyncio
 import contextlib
+import tempfile
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perpline.collector.buffer import Buffer
+from perpline.collector.spool import Spool
 from perpline.common.clock import ManualClock
 from perpline.common.errors import Unavailable
 from perpline.storage.store import Row
@@ -335,3 +338,160 @@ async def test_no_history_loses_a_row_or_its_order(steps: list[tuple[str, int]])
     first_writes = list(dict.fromkeys(store.rows["candles_1m"]))
     assert first_writes == rows(*range(added))
     assert buffer.statistics()["candles_1m"].waiting == 0
+
+
+# ---- with a spool
+
+
+@pytest.fixture
+async def spool(tmp_path: Path, clock: ManualClock) -> AsyncIterator[Spool]:
+    spool = Spool(tmp_path / "spool", 1 << 20, clock, may_drop=["candles_1m"])
+    await spool.open()
+    yield spool
+    await spool.close()
+
+
+async def until(condition: Callable[[], bool], clock: ManualClock) -> None:
+    """The spool works in a thread, so there is something to wait for besides the clock."""
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+        clock.advance(0.05)
+    raise AssertionError("did not come true")
+
+
+async def test_rows_of_a_store_that_is_away_wait_on_disk_and_come_before_new_ones(
+    clock: ManualClock, store: FakeStore, spool: Spool
+) -> None:
+    buffer = Buffer(store.add_rows, clock, batch_size=2, spool=spool)
+    store.away = True
+    async with running(buffer):
+        for n in range(5):
+            buffer.add("candles_1m", (n,))
+        await until(lambda: spool.count("candles_1m") == 3, clock)
+        assert buffer.statistics()["candles_1m"].waiting == 0
+
+        store.away = False
+        for n in range(5, 9):
+            buffer.add("candles_1m", (n,))
+        await until(lambda: len(store.rows["candles_1m"]) == 9, clock)
+
+    assert store.rows["candles_1m"] == rows(*range(9))
+    assert spool.kinds == []
+
+
+async def test_rows_that_a_store_takes_long_for_are_on_disk_meanwhile(
+    clock: ManualClock, store: FakeStore, spool: Spool
+) -> None:
+    buffer = Buffer(store.add_rows, clock, batch_size=2, spool=spool)
+    store.hold.clear()
+    async with running(buffer):
+        for n in range(3):
+            buffer.add("candles_1m", (n,))
+        await until(lambda: spool.count("candles_1m") == 2, clock)
+        assert "within 2 s" in buffer.last_error
+        store.hold.set()
+        await until(lambda: spool.kinds == [], clock)
+
+    assert list(dict.fromkeys(store.rows["candles_1m"])) == rows(0, 1, 2)
+    assert buffer.last_error == ""
+
+
+async def test_what_a_full_spool_dropped_is_handed_back_to_be_noted(
+    clock: ManualClock, store: FakeStore, tmp_path: Path
+) -> None:
+    dropped: list[tuple[str, list[Row]]] = []
+    spool = Spool(tmp_path / "small", 600, clock, segment_bytes=100, may_drop=["candles_1m"])
+    await spool.open()
+    buffer = Buffer(
+        store.add_rows, clock, batch_size=2, spool=spool, on_dropped=lambda table, lost: dropped.append((table, lost))
+    )
+    spool.on_dropped = buffer.dropped_from_spool
+    for n in range(60):
+        buffer.add("candles_1m", (n, "x" * 10))
+        buffer.add("premium_index", (n,))
+    assert not await buffer.keep(), "what may not be dropped fills it in the end"
+    await spool.close()
+
+    lost = [row[0] for table, part in dropped for row in part if table == "candles_1m"]
+    assert lost == list(range(len(lost)))
+    assert len(lost) >= 20
+    assert buffer.statistics()["candles_1m"].dropped == len(lost)
+
+
+async def test_a_spooled_row_that_the_store_refuses_for_good_does_not_end_every_process_to_come(
+    clock: ManualClock, store: FakeStore, spool: Spool
+) -> None:
+    async def picky(table: str, batch: Sequence[Row]) -> int:
+        if (13,) in batch:
+            raise ValueError("not a candle")
+        return await store.add_rows(table, batch)
+
+    first = Buffer(picky, clock, batch_size=1, spool=spool)
+    for n in (12, 13, 14):
+        first.add("candles_1m", (n,))
+    assert await first.keep()
+
+    dropped: list[Row] = []
+    second = Buffer(picky, clock, on_dropped=lambda table, lost: dropped.extend(lost))
+    assert await second.replay(spool) == 2
+    assert store.rows["candles_1m"] == rows(12, 14)
+    assert dropped == rows(13)
+
+
+SPOOL_STEPS = st.lists(
+    st.one_of(
+        st.integers(1, 7).map(lambda n: ("add", n)),
+        st.sampled_from([("away", 0), ("back", 0), ("look", 0), ("hold", 0), ("answer", 0), ("die", 0)]),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SPOOL_STEPS)
+async def test_no_history_with_a_spool_loses_a_row_or_its_order(steps: list[tuple[str, int]]) -> None:
+    """ "die": what waits in memory is put back in by hand, for a death may take it; the spool's files remain."""
+    clock, store = ManualClock(0), FakeStore()
+    with tempfile.TemporaryDirectory() as folder:
+        spool = Spool(Path(folder), 1 << 20, clock, segment_bytes=64)
+        await spool.open()
+
+        def made() -> Buffer:
+            return Buffer(store.add_rows, clock, batch_size=4, max_age_s=5, check_every_s=5, spool=spool)
+
+        buffer, added = made(), 0
+        task = asyncio.create_task(buffer.run())
+        for step, count in steps:
+            match step:
+                case "add":
+                    for _ in range(count):
+                        buffer.add("candles_1m", (added,))
+                        added += 1
+                case "away":
+                    store.away = True
+                case "back":
+                    store.away = False
+                case "hold":
+                    store.hold.clear()
+                case "answer":
+                    store.hold.set()
+                case "look":
+                    clock.advance(5)
+                case "die":
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
+                    await buffer.keep()
+                    buffer = made()
+                    task = asyncio.create_task(buffer.run())
+            await asyncio.sleep(0.003)
+            await settle()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        store.away = False
+        store.hold.set()
+        await buffer.flush()
+        await spool.close()
+
+    assert list(dict.fromkeys(store.rows["candles_1m"])) == rows(*range(added))

@@ -406,6 +406,54 @@ async def test_a_candle_that_comes_while_recovery_still_loads_the_ones_before_is
     assert book.opened_gaps == []
 
 
+async def test_what_rest_answers_after_a_symbol_was_forgotten_is_nobodys_and_one_that_came_back_is_healed() -> None:
+    async def steps(closed: ClosedCandles, exchange: Exchange, clock: ManualClock) -> None:
+        exchange.visible = 4
+        clock.set_ms(START + 4 * MINUTE + 300)
+        answer = asyncio.Event()
+        candles = exchange.candles
+
+        async def late(symbol: str, interval: str, start: int, end: int) -> list[KlineUpdate]:
+            found = await candles(symbol, interval, start, end)
+            await answer.wait()
+            return found
+
+        closed._fetch = late
+        closed.heal("BTCUSDT", "1m", START + 4 * MINUTE)
+        await settle()
+        closed.forget("BTCUSDT")
+        closed.expect("BTCUSDT", "1m", START + 2 * MINUTE, load_until=START + 4 * MINUTE)
+        await settle()
+        assert closed.is_healing("BTCUSDT")
+        answer.set()
+        await settle()
+        assert not closed.is_healing("BTCUSDT")
+
+    book = await play({0, 1, 2, 3}, steps)
+
+    assert minutes(book.delivered) == [2, 3]
+    assert book.opened_gaps == []
+
+
+async def test_a_gap_of_a_symbol_that_is_forgotten_is_neither_repaired_nor_given_up() -> None:
+    async def steps(closed: ClosedCandles, exchange: Exchange, clock: ManualClock) -> None:
+        exchange.away = True
+        clock.set_ms(START + 3 * MINUTE + 300)
+        closed.offer(candle(0))
+        closed.offer(candle(2))
+        clock.advance(2.0)
+        await settle()
+        closed.forget("BTCUSDT")
+        exchange.away, exchange.visible = False, 3
+        for _ in range(40):
+            clock.advance(2.0)
+            await settle()
+
+    book = await play({0, 1, 2}, steps)
+
+    assert (minutes(book.delivered), book.repaired) == ([0], [])
+
+
 async def test_a_long_window_is_taken_in_parts_between_which_others_have_their_turn() -> None:
     """1,500 candles at once are 40 ms, in which the close of another symbol would not even be read."""
     turns: list[int] = []

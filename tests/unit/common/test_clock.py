@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perpline.common.backoff import backoff_s
-from perpline.common.clock import ManualClock, SystemClock
+from perpline.common.clock import Host, ManualClock, SystemClock
 
 
 def test_at_speed_one_the_clock_is_the_hosts() -> None:
@@ -103,3 +103,86 @@ def test_backoff_is_two_to_the_n_up_to_a_minute_times_a_half_to_one(failures: in
 
 def test_without_a_failure_there_is_nothing_to_wait_for() -> None:
     assert backoff_s(0, random.Random(1)) == 0.0
+
+
+class FakeHost(Host):
+    """A host whose clocks a test moves."""
+
+    def __init__(self) -> None:
+        self.utc, self.steady = 1_790_000_000 * 10**9, 5 * 10**9
+
+    def utc_ns(self) -> int:
+        return self.utc
+
+    def steady_ns(self) -> int:
+        return self.steady
+
+    def passes(self, seconds: float) -> None:
+        self.utc += round(seconds * 1e9)
+        self.steady += round(seconds * 1e9)
+
+
+@pytest.mark.parametrize("step_s", [3600.0, 1.5, -1.5, -3600.0])
+def test_a_step_of_the_host_moves_our_time_and_neither_the_exchanges_nor_the_walls(step_s: float) -> None:
+    host = FakeHost()
+    clock = SystemClock(host=host)
+    clock.offset_ms = 1_500  # a host 1.5 s behind the exchange
+    host.passes(10)
+    ours, exchange, wall = clock.now_ms(), clock.exchange_now_ms(), clock.wall_s()
+    assert exchange - ours == 1_500
+
+    host.utc += round(step_s * 1e9)
+    host.passes(2)
+
+    assert clock.now_ms() == ours + 2_000 + round(step_s * 1000)
+    assert clock.exchange_now_ms() == exchange + 2_000
+    assert clock.offset_ms == 1_500 - round(step_s * 1000)
+    assert clock.wall_s() == wall + 2
+    clock.offset_ms = clock.offset_ms  # measured again: nothing jumps
+    assert clock.exchange_now_ms() == exchange + 2_000
+
+
+def test_a_suspension_passes_in_every_time_at_once() -> None:
+    host = FakeHost()
+    clock = SystemClock(host=host)
+    clock.offset_ms = -200
+    ours, exchange, wall = clock.now_ms(), clock.exchange_now_ms(), clock.wall_s()
+
+    host.passes(600)  # the process did not run; a steady clock that counts suspensions did
+
+    assert (clock.now_ms(), clock.exchange_now_ms()) == (ours + 600_000, exchange + 600_000)
+    assert (clock.wall_s(), clock.offset_ms) == (wall + 600, -200)
+
+
+def test_before_the_offset_is_measured_the_exchanges_time_is_the_hosts_also_after_a_step() -> None:
+    host = FakeHost()
+    clock = SystemClock(host=host)
+    host.utc += 10**12
+
+    assert (clock.exchange_now_ms(), clock.offset_ms) == (clock.now_ms(), 0)
+
+
+@given(st.lists(st.tuples(st.sampled_from("psm"), st.integers(-(10**7), 10**7)), max_size=30))
+def test_between_two_measurements_the_exchanges_time_never_runs_backwards(events: list[tuple[str, int]]) -> None:
+    host = FakeHost()
+    clock = SystemClock(host=host)
+    clock.offset_ms = 0
+    true = clock.exchange_now_ms()
+    for kind, amount in events:
+        before = clock.exchange_now_ms()
+        if kind == "p":
+            host.passes(abs(amount) / 1000)
+            true += abs(amount)
+        elif kind == "s":
+            host.utc += amount * 10**6
+        else:
+            clock.offset_ms = true - clock.now_ms()
+        assert clock.exchange_now_ms() >= before
+        assert clock.exchange_now_ms() == true
+
+
+def test_the_hosts_steady_clock_runs() -> None:
+    first = SystemClock().wall_s()
+    while SystemClock().wall_s() == first:
+        pass
+    assert SystemClock().wall_s() > first

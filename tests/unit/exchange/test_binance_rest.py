@@ -453,6 +453,7 @@ async def test_instruments_come_with_the_limits_of_orders() -> None:
         "market_take_bound": "0.05",
         "trigger_protect": "0.0500",
         "maintenance_margin_pct": "1.2500",
+        "delivery_time": "4133404800000",
     }
     assert instrument.min_notional == 0
 

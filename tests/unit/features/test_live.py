@@ -371,6 +371,52 @@ def test_a_symbol_that_is_followed_later_changes_nothing_for_the_others() -> Non
     assert np.isnan(live.vectors(["DOGEUSDT"])).all()
 
 
+def test_a_symbol_that_follows_on_a_forgotten_one_has_its_room_and_nothing_of_it() -> None:
+    history = world(300, 4)
+    live = fed(history)
+    live.follow("DOGEUSDT")
+    live.add_row("open_interest", ("BTCUSDT", START, 50.0, 1e3, "hist_5m", START + 900 * MINUTE, 0))  # waits
+    size = live._ints.shape
+    live.forget("BTCUSDT")
+    live.forget("BTCUSDT")
+    with pytest.raises(KeyError):
+        live.vectors(["BTCUSDT"])
+    assert live.volatility("BTCUSDT", 240) is None
+    live.follow("BTCUSDT")
+    assert live._ints.shape == size
+    assert live._waiting_count == 0
+    assert np.isnan(live.vectors(["BTCUSDT"])).all()
+    for _, table, row in other_rows(history):
+        live.add_row(table, row)
+    for each in candles_of(history):
+        live.add(each)
+
+    fresh = LiveFeatures(["BTCUSDT"], live.lookback_min)
+    for _, table, row in other_rows(history):
+        fresh.add_row(table, row)
+    for each in candles_of(history):
+        fresh.add(each)
+    assert bits(live.vectors(["BTCUSDT"])).tolist() == bits(fresh.vectors(["BTCUSDT"])).tolist()
+
+
+def test_a_snapshot_tells_which_room_is_whose() -> None:
+    def rearranged() -> LiveFeatures:
+        live = LiveFeatures(["AUSDT", "BTCUSDT"])
+        live.forget("AUSDT")
+        live.follow("CUSDT")
+        return live
+
+    live = rearranged()
+    for each in candles_of(world(300, 4)):
+        live.add(each)
+    again = rearranged()
+    again.restore(live.snapshot())
+
+    assert bits(again.vectors(["BTCUSDT"])).tolist() == bits(live.vectors(["BTCUSDT"])).tolist()
+    with pytest.raises(ValueError, match="other symbols"):
+        LiveFeatures(["BTCUSDT", "CUSDT"]).restore(live.snapshot())
+
+
 # ---- other series
 
 

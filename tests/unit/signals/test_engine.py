@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 from modelling import FEATURES, RULE, manifest, write_model
 from perpline.bus.memory import MemoryBus
 from perpline.common.clock import ManualClock
-from perpline.common.errors import Unavailable
+from perpline.common.errors import Fenced, Unavailable
 from perpline.domain.candle import Candle, KlineUpdate, closed_candle
 from perpline.domain.instrument import Instrument
 from perpline.domain.market import BookTicker, MarkPrice
@@ -736,6 +736,46 @@ async def test_a_minute_is_closed_by_the_symbols_that_are_followed_now(store: Aw
     assert [(each["T"], each["n"]) for each in closes] == [(T0 + MINUTE, 3), (T0 + 2 * MINUTE, 2)]
 
 
+async def test_what_closed_before_a_symbol_came_back_is_not_missed(store: AwayStore, rows: Any) -> None:
+    made = await bench(store)
+    made.clock.set_ms(T0 + MINUTE + 100)
+    made.close(T0 + MINUTE)
+    await made.engine.drain()
+    again = Bench(store, ManualClock(T0 + 9 * MINUTE + 5_000), Always())
+    await again.engine.recover(SYMBOLS, {"SOLUSDT": T0 + 6 * MINUTE + 30_000})
+    await again.engine.drain()
+
+    missed = rows("SELECT symbol, close_time FROM signals WHERE status = 'skipped_missed' AND symbol != 'ETHUSDT'")
+    assert [t for symbol, t in missed if symbol == "BTCUSDT"] == [T0 + n * MINUTE for n in range(2, 9)]
+    assert [t for symbol, t in missed if symbol == "SOLUSDT"] == [T0 + n * MINUTE for n in (7, 8)]
+
+
+async def test_a_minute_that_waited_for_a_forgotten_symbol_is_told_to_be_complete(store: AwayStore, rows: Any) -> None:
+    made = await bench(store)
+    made.clock.set_ms(T0 + MINUTE + 100)
+    made.close(T0 + MINUTE, ("BTCUSDT", "ETHUSDT"))
+    await made.engine.drain()
+    made.engine.forget("SOLUSDT")
+    made.engine.add("ADAUSDT", T0 + MINUTE)
+    await made.engine.drain()
+    await made.engine.drain()
+
+    closes = [json.loads(payload) for (payload,) in rows("SELECT payload FROM outbox WHERE kind = 'close'")]
+    assert [(each["T"], each["n"]) for each in closes] == [(T0 + MINUTE, 2)]
+
+
+async def test_what_is_due_of_a_forgotten_symbol_still_gets_its_row(store: AwayStore, rows: Any) -> None:
+    made = await bench(store)
+    made.clock.set_ms(T0 + MINUTE + 100)
+    made.close(T0 + MINUTE)
+    made.engine.forget("SOLUSDT")
+    assert made.engine.is_due("SOLUSDT")
+    await made.engine.drain()
+
+    assert not made.engine.is_due("SOLUSDT")
+    assert rows("SELECT count(*) FROM signals WHERE symbol = 'SOLUSDT'") == [(1,)]
+
+
 # ---- models
 
 
@@ -1098,3 +1138,65 @@ async def test_a_stop_in_the_middle_of_a_shadows_scoring_leaves_it_for_the_end(s
         ("shadow1", 3),
         ("shadow2", 3),
     ]
+
+
+# ---- standing by
+
+
+async def test_who_stands_by_decides_nothing_and_on_taking_over_the_newest_minute_and_notes_the_others(
+    store: AwayStore, rows: Any
+) -> None:
+    made = await bench(store)
+    made.engine.stand_by()
+    for minute in (1, 2):
+        made.clock.set_ms(T0 + minute * MINUTE + 100)
+        made.close(T0 + minute * MINUTE)
+        await made.engine.drain()
+    made.engine._sweep(made.clock.now_ms())
+    assert rows("SELECT count(*) FROM signals") == [(0,)]
+    assert not made.engine.decides
+    assert made.engine.undecided == []
+
+    await made.engine.take_over()
+    await made.engine.drain()
+
+    assert rows("SELECT DISTINCT close_time, status = 'skipped_missed' FROM signals ORDER BY 1") == [
+        (T0 + MINUTE, 1),
+        (T0 + 2 * MINUTE, 0),
+    ]
+    assert rows("SELECT count(*) FROM signals") == [(2 * len(SYMBOLS),)]
+
+
+async def test_who_takes_over_goes_on_where_the_leader_ended_within_a_minute(store: AwayStore, rows: Any) -> None:
+    leader, standby = await bench(store), await bench(store)
+    standby.engine.stand_by()
+    for made in (leader, standby):
+        made.clock.set_ms(T0 + MINUTE + 100)
+        made.close(T0 + MINUTE)
+    # It dies with one of three symbols stored.
+    await leader.engine.run_inference(["BTCUSDT"], T0 + MINUTE)
+
+    await standby.engine.take_over()
+    await standby.engine.drain()
+
+    assert rows("SELECT symbol, count(*) FROM signals GROUP BY symbol ORDER BY symbol") == [
+        (symbol, 1) for symbol in SYMBOLS
+    ]
+    assert rows("SELECT count(*) FROM outbox WHERE kind = 'close'") == [(1,)]
+
+
+async def test_an_engine_that_is_fenced_off_stands_by_and_says_so(store: AwayStore, rows: Any) -> None:
+    made = await bench(store)
+    told: list[str] = []
+
+    async def refuses(*_: Any) -> Any:
+        raise Fenced("the lease is another's")
+
+    made.engine._commit_with, made.engine._on_fenced = refuses, lambda: told.append("fenced")
+    made.clock.set_ms(T0 + MINUTE + 100)
+    made.close(T0 + MINUTE)
+    await made.engine.drain()
+
+    assert told == ["fenced"]
+    assert not made.engine.decides
+    assert rows("SELECT count(*) FROM signals") == [(0,)]

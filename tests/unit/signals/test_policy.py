@@ -53,6 +53,7 @@ def test_a_trade_that_does_not_earn_its_costs_is_flat() -> None:
     [
         ({"held": 12}, Status.SKIPPED_WARMUP, "12 of 241 contiguous minutes held"),
         ({"held": 12, "broken_by_gap": True}, Status.SKIPPED_GAP, "12 of 241 contiguous minutes held since a hole"),
+        ({"halted": "TRADING_HALT"}, Status.SKIPPED_STALE, "not traded now: the exchange says TRADING_HALT"),
         ({"mark_updated_at": None}, Status.SKIPPED_STALE, "no mark price yet"),
         ({"mark_updated_at": T - 10_001}, Status.SKIPPED_STALE, "mark price is 10.0 s old at the close"),
         ({"book_updated_at": None}, Status.SKIPPED_STALE, "no book yet"),

@@ -115,7 +115,7 @@ async def running(publisher: Publisher) -> AsyncIterator[asyncio.Task[None]]:
 
 
 async def settle() -> None:
-    for _ in range(30):
+    for _ in range(150):
         await asyncio.sleep(0)
 
 
@@ -288,7 +288,7 @@ async def test_while_the_store_is_away_it_waits_and_goes_on(
     assert bus.given == [0]
 
 
-async def test_what_was_published_and_not_marked_is_sent_again_to_no_effect(
+async def test_what_was_published_and_could_not_be_marked_is_marked_later_and_not_sent_again(
     publisher: Publisher, outbox: Outbox, bus: Bus, clock: ManualClock
 ) -> None:
     outbox.put(2)
@@ -298,7 +298,7 @@ async def test_what_was_published_and_not_marked_is_sent_again_to_no_effect(
         clock.advance(10)
         await settle()
 
-    assert bus.given == [0, 1, 0, 1]
+    assert bus.given == [0, 1]
     assert bus.stream_numbers == ["0", "1"]
     assert outbox.published_at.keys() == {0, 1}
 

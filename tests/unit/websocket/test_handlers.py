@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 import pytest
@@ -183,10 +184,27 @@ def test_a_symbol_that_is_heard_for_the_first_time_after_being_forgotten_begins_
     handler = MarkPriceHandler(rows.append)
     handler.handle(mark(1))
     handler.forget("BTCUSDT")
+    assert [(row[1], row[6]) for row in rows] == [(START, 1)]  # the minute in progress is kept
     handler.handle(mark(2))
     handler.flush()
 
-    assert [row[6] for row in rows] == [1]
+    assert [row[6] for row in rows] == [1, 1]
+
+
+def test_what_comes_of_a_symbol_that_is_not_followed_is_dropped() -> None:
+    rows: list[Any] = []
+    followed = {"BTCUSDT"}
+    marks = MarkPriceHandler(rows.append, follows=followed.__contains__)
+    books = BookTickerHandler(rows.append, follows=followed.__contains__)
+    for handler, news in ((marks, mark(1)), (books, book(1000, 1))):
+        handler.handle(news)  # type: ignore[attr-defined]
+        followed.clear()
+        handler.forget("BTCUSDT")  # type: ignore[attr-defined]
+        handler.handle(news)  # type: ignore[attr-defined]
+        assert handler.latest == {}  # type: ignore[attr-defined]
+        followed.add("BTCUSDT")
+
+    assert len(rows) == 2
 
 
 # ---- best bids and asks

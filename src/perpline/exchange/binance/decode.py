@@ -306,7 +306,11 @@ def _inspect_ours(
     if guessed_combined == bool(stream):
         raise Malformed(_reason(error, data)) from None
     # Spaces before the first key, or a bare message that begins with "s": put into the form that is told by byte 2.
-    return decode(_rewritten(data, stream), received_us)
+    try:
+        rewritten = _rewritten(data, stream)
+    except _UNREADABLE as unreadable:  # names of unknown fields, which the typed decoder has not looked into
+        raise Malformed(_reason(unreadable, data)) from None
+    return decode(rewritten, received_us)
 
 
 def _rewritten(data: bytes | memoryview, stream: str) -> bytes:

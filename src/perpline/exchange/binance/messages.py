@@ -267,6 +267,7 @@ class SymbolRow(Struct, rename="camel"):
     filters: list[SymbolFilter]
     contract_type: str = ""
     onboard_date: TimeOrNone = 0
+    delivery_date: TimeOrNone = 0
     market_take_bound: Decimal | None = None
     trigger_protect: Decimal | None = None
     liquidation_fee: Decimal | None = None

@@ -1,5 +1,6 @@
 """Binance's market data over REST, in the words of `exchange.ports`."""
 
+import asyncio
 from collections.abc import Mapping
 from copy import copy
 from decimal import Decimal
@@ -52,6 +53,7 @@ ATTEMPTS = 4
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 0.8
 _ROUND_TRIPS = 4
+ROWS_AT_ONCE = 50
 _FUNDING_KNOWN_AFTER_MS = 60_000
 _CLOCK_DOUBT_MS = 60_000
 _HOUR_MS = 3_600_000
@@ -101,20 +103,26 @@ class BinanceRest:
     async def measure_offset_ms(self) -> int:
         """Offset by the quickest of four round trips, one after another: the server's time minus the middle of ours.
 
-        Wrong by at most half that round trip, in market time. The caller sets it on the clock.
+        Wrong by at most half that round trip, in market time. The caller sets it on the clock, at once: it holds now,
+        whatever the host's clock did meanwhile, for the round trips are measured in wall time.
         """
-        best_round_trip_us, best_offset_ms = 0, 0
-        for trip in range(_ROUND_TRIPS):
+        best: tuple[float, float, int] | None = None
+        for _ in range(_ROUND_TRIPS):
             body, answer = await self._get(ServerTimeBody, endpoints.SERVER_TIME)
-            round_trip_us = answer.received_us - answer.sent_us
-            if trip == 0 or round_trip_us < best_round_trip_us:
-                middle_ms = (answer.sent_us + answer.received_us) / 2000
-                best_round_trip_us, best_offset_ms = round_trip_us, round(body.server_time - middle_ms)
-        return best_offset_ms
+            trip = (answer.received_s - answer.sent_s, (answer.sent_s + answer.received_s) / 2, body.server_time)
+            best = trip if best is None else min(best, trip)
+        assert best is not None
+        _, middle_s, server_time = best
+        since_ms = (self._clock.wall_s() - middle_s) * 1000 * self._clock.speed
+        return round(server_time + since_ms - self._clock.now_us() / 1000)
 
     async def instruments(self) -> list[Instrument]:
         body, answer = await self._get(_ExchangeInfo, endpoints.EXCHANGE_INFO)
-        found = [_instrument(row) for row in self._sound_rows(answer, body.symbols, SymbolRow)]
+        found: list[Instrument | None] = []
+        for at, row in enumerate(self._sound_rows(answer, body.symbols, SymbolRow)):
+            if at % ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)  # the whole list takes 50 ms, and a close may be waiting
+            found.append(_instrument(row))
         self._link.refused_rows += found.count(None)
         return [instrument for instrument in found if instrument is not None]
 
@@ -341,7 +349,7 @@ class BinanceRest:
         try:
             if self._link.session is None:
                 self._link.session = aiohttp.ClientSession()
-            sent_us = self._clock.now_us()
+            sent_us, sent_s = self._clock.now_us(), self._clock.wall_s()
             try:
                 async with self._link.session.get(
                     self._base_url + endpoint.path, params=params, timeout=self._timeout, allow_redirects=False
@@ -354,7 +362,7 @@ class BinanceRest:
             except aiohttp.ClientError as error:
                 # Only the kind of failure: aiohttp's own texts hold the whole address.
                 raise Unavailable(f"{what}: {type(error).__name__}") from None
-            received_us = self._clock.now_us()
+            received_us, received_s = self._clock.now_us(), self._clock.wall_s()
             used_weight = response.headers.get("X-MBX-USED-WEIGHT-1M", "")
             if is_count(used_weight):
                 self.weight.observe(int(used_weight), permit)
@@ -365,7 +373,7 @@ class BinanceRest:
         if failure is not None:
             raise failure
         self.weight.succeeded()
-        return decoded(body, shape, what), _Answer(what, sent_us, received_us)
+        return decoded(body, shape, what), _Answer(what, sent_us, received_us, sent_s, received_s)
 
     def _failure(self, what: str, response: aiohttp.ClientResponse, body: bytes) -> PerplineError:
         """The error for an answer that is no success; a rate limit blocks the ledger first."""
@@ -379,9 +387,10 @@ class BinanceRest:
     def _sound_rows(self, answer: "_Answer", rows: list[msgspec.Raw], shape: type[T]) -> list[T]:
         """The rows that make sense. One odd symbol must not hide all others; none at all is Malformed."""
         sound = []
+        decoder = msgspec.json.Decoder(shape, strict=False)
         for row in rows:
             try:
-                sound.append(msgspec.json.decode(row, type=shape, strict=False))
+                sound.append(decoder.decode(row))
             except _UNREADABLE:
                 self._link.refused_rows += 1
         if rows and not sound:
@@ -402,11 +411,13 @@ class _Link(Struct):
 
 
 class _Answer(Struct, frozen=True):
-    """Which request an answer belongs to and its two times, microseconds of our market time."""
+    """Which request an answer belongs to and its two times, microseconds of our market time and wall seconds."""
 
     what: str
     sent_us: int
     received_us: int
+    sent_s: float
+    received_s: float
 
 
 class _ExchangeInfo(Struct):
@@ -510,5 +521,6 @@ def _instrument(row: SymbolRow) -> Instrument | None:
         tick_size=tick_size,
         step_size=step_size,
         min_quantity=min_quantity,
+        delivery_time=row.delivery_date,
         **{name: size or Decimal(0) for name, size in limits.items()},
     )

@@ -86,30 +86,44 @@ class BookTickerHandler:
     single update.
     """
 
-    def __init__(self, add_row: Callable[[BookMinuteRow], None], lane: Lane[BookTicker] | None = None) -> None:
+    def __init__(
+        self,
+        add_row: Callable[[BookMinuteRow], None],
+        lane: Lane[BookTicker] | None = None,
+        *,
+        follows: Callable[[str], bool] = lambda symbol: True,
+    ) -> None:
+        """What comes of a symbol that is not followed (any more) is dropped."""
         self.latest: dict[str, BookTicker] = {}
         """The newest decoded book by symbol."""
+        self.repeats = 0
+        """Books that had come before, or were older than what is known: dropped."""
         self._minutes: dict[str, BookMinute] = {}
         self._add_row = add_row
         self._lane = lane
+        self._follows = follows
 
     def get(self, symbol: str) -> BookTicker | None:
         """The newest best bid and ask of a symbol, None before the first."""
-        if self._lane is not None and (book := self._lane.take(symbol)) is not None:
-            self.handle(book)
+        if self._lane is not None:
+            for book in self._lane.take(symbol):
+                self.handle(book)
         return self.latest.get(symbol)
 
     def handle(self, book: BookTicker) -> None:
         symbol = book.symbol
         known = self.latest.get(symbol)
         if known is None:
+            if not self._follows(symbol):
+                return
             self.latest[symbol] = book
             minute = self._minutes[symbol] = BookMinute(book.updated_at - book.updated_at % MINUTE_MS)
             minute.updates = 1
             minute.lag_ms = book.received_at - book.updated_at
             return
         if book.update_id <= known.update_id and book.updated_at <= known.updated_at:
-            return  # a repeat, or overtaken on another connection
+            self.repeats += 1  # or overtaken on another connection
+            return
         self.latest[symbol] = book
         if self._lane is not None:
             return
@@ -117,7 +131,8 @@ class BookTickerHandler:
         if book.updated_at >= minute.end:
             minute = self._end(minute, known, book.updated_at)
         minute.stood(known, book.updated_at - max(known.updated_at, minute.minute))
-        minute.changed(known, book)
+        if book.update_id != known.update_id or not book.update_id:  # else the same update told again, later
+            minute.changed(known, book)
 
     def end_minutes(self, symbols: Iterable[str], until: int) -> None:
         """Add the rows of these symbols' minutes that ended by the boundary `until`, with what has come of them."""
@@ -133,9 +148,13 @@ class BookTickerHandler:
 
     def flush(self) -> None:
         """Add the rows of the minutes in progress."""
-        for symbol, minute in self._minutes.items():
-            if self._lane is None and minute.updates:
-                self._add_row(minute.row(self.latest[symbol]))
+        for symbol in self._minutes:
+            self._flush(symbol)
+
+    def _flush(self, symbol: str) -> None:
+        minute = self._minutes[symbol]
+        if self._lane is None and minute.updates:
+            self._add_row(minute.row(self.latest[symbol]))
 
     def _end(self, minute: BookMinute, known: BookTicker, now: int) -> BookMinute:
         """The minute of `now`, begun; the row of the one before is added if anything came in it."""
@@ -146,5 +165,7 @@ class BookTickerHandler:
         return begun
 
     def forget(self, symbol: str) -> None:
-        self.latest.pop(symbol, None)
-        self._minutes.pop(symbol, None)
+        """Add the row of the symbol's minute in progress, and drop everything of it."""
+        if symbol in self._minutes:
+            self._flush(symbol)
+            del self.latest[symbol], self._minutes[symbol]

@@ -24,8 +24,9 @@ class KlineHandler:
         add_to_features: Callable[[Candle], None],
         on_1m_candle_close: Callable[[str, int], None],
         lanes: Mapping[str, Lane[KlineUpdate]] | None = None,
+        follows: Callable[[str], bool] = lambda symbol: True,
     ) -> None:
-        """`lanes` by interval."""
+        """`lanes` by interval. What comes of a symbol that is not followed (any more) is dropped."""
         self.forming: dict[str, dict[str, KlineUpdate]] = {interval: {} for interval in INTERVAL_MS}
         """The newest decoded update by interval and symbol, forming or just closed."""
         self.last_closed: dict[str, dict[str, Candle]] = {interval: {} for interval in INTERVAL_MS}
@@ -38,11 +39,12 @@ class KlineHandler:
         self._add_to_features = add_to_features
         self._on_1m_candle_close = on_1m_candle_close
         self._lanes = dict(lanes or {})
+        self._follows = follows
 
     def get(self, symbol: str, interval: str) -> KlineUpdate | None:
         """The newest update of a symbol's candle, forming or just closed, None before the first."""
         lane = self._lanes.get(interval)
-        if lane is not None and (update := lane.take(symbol)) is not None:
+        for update in lane.take(symbol) if lane is not None else ():
             self.handle(update)
         return self.forming[interval].get(symbol)
 
@@ -50,7 +52,13 @@ class KlineHandler:
         """Take an update of a stream; decoding has made sure that a closed one is a possible candle."""
         newest = self.forming[update.interval]
         known = newest.get(update.symbol)
-        if known is None or (update.open_time, update.event_time) >= (known.open_time, known.event_time):
+        if known is None and not self._follows(update.symbol):
+            return
+        if (
+            known is None
+            or (update.open_time, update.event_time) > (known.open_time, known.event_time)
+            or ((update.open_time, update.event_time) == (known.open_time, known.event_time) and not known.closed)
+        ):
             newest[update.symbol] = update
         if update.closed:
             self.offer(closed_candle(update))

@@ -20,19 +20,30 @@ class MarkPriceHandler:
     """
 
     def __init__(
-        self, add_row: Callable[[PremiumIndexRow], None], on_mark: Callable[[MarkPrice], None] | None = None
+        self,
+        add_row: Callable[[PremiumIndexRow], None],
+        on_mark: Callable[[MarkPrice], None] | None = None,
+        *,
+        follows: Callable[[str], bool] = lambda symbol: True,
     ) -> None:
+        """What comes of a symbol that is not followed (any more) is dropped."""
         self.latest: dict[str, MarkPrice] = {}
+        self.repeats = 0
+        """Prices that had come before, or were older than what is known: dropped."""
         self._samples: dict[str, int] = {}
         self._add_row = add_row
         self._on_mark = on_mark
+        self._follows = follows
 
     def handle(self, mark: MarkPrice) -> None:
         known = self.latest.get(mark.symbol)
         if known is None:
+            if not self._follows(mark.symbol):
+                return
             self._samples[mark.symbol] = 1
         elif mark.updated_at <= known.updated_at:
-            return  # a repeat, or overtaken on another connection
+            self.repeats += 1  # or overtaken on another connection
+            return
         elif mark.updated_at // MINUTE_MS != known.updated_at // MINUTE_MS:
             self._add(known)
             self._samples[mark.symbol] = 1
@@ -48,8 +59,10 @@ class MarkPriceHandler:
             self._add(mark)
 
     def forget(self, symbol: str) -> None:
-        self.latest.pop(symbol, None)
-        self._samples.pop(symbol, None)
+        """Add the row of the symbol's minute in progress, and drop everything of it."""
+        if (mark := self.latest.pop(symbol, None)) is not None:
+            self._add(mark)
+            del self._samples[symbol]
 
     def _add(self, mark: MarkPrice) -> None:
         self._add_row(

@@ -20,9 +20,17 @@ SELECT array_agg(nextval(pg_get_serial_sequence('outbox', 'id')) ORDER BY n) FRO
 -- name: last_decided
 SELECT symbol, close_time FROM signal_seqs WHERE slot = $1;
 
+-- name: slot_seqs
+SELECT symbol, seq FROM signal_seqs WHERE slot = $1;
+
 -- name: last_signals
 SELECT symbol, side, max(close_time) FROM signals
 WHERE slot = $1 AND close_time >= $2 AND status = 'ok' GROUP BY symbol, side;
+
+-- name: ok_between
+SELECT symbol, side, max(close_time) FROM signals
+WHERE slot = $1 AND symbol = ANY($2::text[] COLLATE "C") AND close_time >= $3 AND close_time < $4 AND status = 'ok'
+GROUP BY symbol, side;
 
 -- name: decision_rows
 SELECT symbol, close_time, status FROM signals WHERE slot = $1 AND close_time BETWEEN $2 AND $3
@@ -59,8 +67,8 @@ SELECT 'index ' || c.relname || ' is not valid' FROM pg_index AS i JOIN pg_class
 WHERE NOT i.indisvalid AND c.relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())
 UNION ALL
 SELECT format('signal_seqs says seq %s for %s %s, and signals %s', q.seq, slot, symbol, s.seq)
-FROM signal_seqs AS q
-FULL JOIN (SELECT slot, symbol, max(seq) AS seq, max(close_time) AS close_time FROM signals GROUP BY slot, symbol) AS s
+FROM signal_seqs AS q -- those of which every row has been archived count on
+RIGHT JOIN (SELECT slot, symbol, max(seq) AS seq, max(close_time) AS close_time FROM signals GROUP BY slot, symbol) AS s
     USING (slot, symbol)
 WHERE (q.seq, q.close_time) IS DISTINCT FROM (s.seq, s.close_time);
 
@@ -116,6 +124,28 @@ ON CONFLICT (name) DO UPDATE SET
 WHERE leases.owner = excluded.owner OR leases.until <= $3
 RETURNING fencing;
 
+-- name: lease
+SELECT owner, until, fencing FROM leases WHERE name = $1;
+
+-- name: fence
+-- FOR SHARE: the lease cannot change hands before this transaction has ended.
+SELECT 1 FROM leases WHERE name = $1 AND owner = $2 AND fencing = $3 FOR SHARE;
+
 -- name: drop_lease
 -- The row stays, so that its number goes on growing.
 UPDATE leases SET owner = '', until = 0 WHERE name = $1 AND owner = $2;
+
+-- name: note_archived
+-- A crash between the file and this row leaves the row to the next attempt.
+INSERT INTO archived ("table", day, part, file, host, rows, bytes, archived_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+ON CONFLICT ("table", day, part) DO UPDATE SET
+    file = excluded.file, host = excluded.host, rows = excluded.rows, bytes = excluded.bytes,
+    archived_at = excluded.archived_at;
+
+-- name: note_dropped
+UPDATE archived SET dropped_at = $3 WHERE "table" = $1 AND day = $2 AND dropped_at IS NULL;
+
+-- name: prune_outbox
+DELETE FROM outbox WHERE id IN (
+    SELECT id FROM outbox WHERE published_at < $1 ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED
+) RETURNING id;

@@ -26,10 +26,28 @@ WITH RECURSIVE known (symbol) AS (
 SELECT symbol, (SELECT max(close_time) FROM signals WHERE slot = ?1 AND symbol = known.symbol)
 FROM known WHERE symbol IS NOT NULL;
 
+-- name: slot_seqs
+-- The newest seq of each symbol, found as above.
+WITH RECURSIVE known (symbol) AS (
+    SELECT min(symbol) FROM signals WHERE slot = ?1
+    UNION ALL
+    SELECT (SELECT min(symbol) FROM signals WHERE slot = ?1 AND symbol > known.symbol)
+    FROM known WHERE known.symbol IS NOT NULL
+)
+SELECT symbol, (SELECT max(seq) FROM signals WHERE slot = ?1 AND symbol = known.symbol)
+FROM known WHERE symbol IS NOT NULL;
+
 -- name: last_signals
 -- The + keeps the planner from walking the whole slot in the order of symbols.
 SELECT symbol, side, max(close_time) FROM signals
 WHERE slot = ?1 AND close_time >= ?2 AND status = 'ok' GROUP BY +symbol, side;
+
+-- name: ok_between
+-- ?2: a JSON list of symbols.
+SELECT symbol, side, max(close_time) FROM signals
+WHERE slot = ?1 AND symbol IN (SELECT value FROM json_each(?2)) AND close_time >= ?3 AND close_time < ?4
+    AND status = 'ok'
+GROUP BY symbol, side;
 
 -- name: decision_rows
 SELECT symbol, close_time, status FROM signals WHERE slot = ?1 AND close_time BETWEEN ?2 AND ?3
@@ -92,6 +110,26 @@ ON CONFLICT (name) DO UPDATE SET
 WHERE leases.owner = excluded.owner OR leases.until <= ?3
 RETURNING fencing;
 
+-- name: lease
+SELECT owner, until, fencing FROM leases WHERE name = ?1;
+
+-- name: fence
+SELECT 1 FROM leases WHERE name = ?1 AND owner = ?2 AND fencing = ?3;
+
 -- name: drop_lease
 -- The row stays, so that its number goes on growing.
 UPDATE leases SET owner = '', until = 0 WHERE name = ?1 AND owner = ?2;
+
+-- name: note_archived
+-- A crash between the file and this row leaves the row to the next attempt.
+INSERT INTO archived ("table", day, part, file, host, rows, bytes, archived_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT ("table", day, part) DO UPDATE SET
+    file = excluded.file, host = excluded.host, rows = excluded.rows, bytes = excluded.bytes,
+    archived_at = excluded.archived_at;
+
+-- name: note_dropped
+UPDATE archived SET dropped_at = ?3 WHERE "table" = ?1 AND day = ?2 AND dropped_at IS NULL;
+
+-- name: prune_outbox
+-- From the oldest on: only where messages wait are there any that stay before those that go.
+DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE published_at < ?1 ORDER BY id LIMIT ?2) RETURNING id;

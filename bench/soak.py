@@ -1,0 +1,159 @@
+"""All drills with many seeds, in parts: each result is a line in a file, and what is there is not played again.
+
+Also the memory of a worker over an accelerated day.
+"""
+
+import asyncio
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.processes import simulated_exchange
+from bench.results import Table
+from perpline.common.config import state_folder
+from perpline.drill.drills import DRILLS
+from perpline.drill.running import Result, play_all
+from perpline.drill.scene import Servers
+from perpline.drill.worker import WorkerProcess, resident_mb
+
+LEDGER = "soak.jsonl"
+COUNTS = ("candles_lost", "decisions_lost", "decisions_twice", "orders_twice")
+DAY_MINUTES = 1440
+WARM_UP_SHARE = 0.25
+"""Of the samples, which the slope does not look at: caches fill, and the allocator finds its size."""
+
+
+def ledger() -> Path:
+    """Where the results of a soak are kept from part to part."""
+    return state_folder(os.environ) / LEDGER
+
+
+def soak(seeds: Sequence[int], jobs: int, path: Path, say: Callable[[str], None]) -> list[Table]:
+    """Play what has not been played of these seeds, and the table of all that was ever played."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        played = {(each["name"], each["seed"]) for each in _read(path)}
+        wanted = [drill for drill in DRILLS.values() if (drill.name, seed) not in played]
+        left = len(wanted)
+
+        def ended(result: Result, seed: int = seed) -> None:
+            nonlocal left
+            left -= 1
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"seed": seed, **result.as_json()}) + "\n")
+            say(f"seed {seed}: {left} drills left")
+
+        if wanted:
+            asyncio.run(_play(wanted, seed, jobs, ended))
+    return [soak_table(_read(path))]
+
+
+def soak_table(results: Sequence[dict[str, Any]]) -> Table:
+    """One row a drill: the last result of each seed counts."""
+    latest = {(each["name"], each["seed"]): each for each in results}
+    rows: list[tuple[str | float | int | None, ...]] = []
+    for name in DRILLS:
+        own = [each for (drill, _), each in latest.items() if drill == name and each["result"] != "SKIP"]
+        if not own:
+            continue
+        heals = [each["seconds_to_heal"] for each in own if each["seconds_to_heal"] is not None]
+        sums = [sum(each[count] or 0 for each in own) for count in COUNTS]
+        passed = sum(each["result"] == "PASS" for each in own)
+        slowest = max(each["seconds"] for each in own)
+        rows.append((name, len(own), passed, *sums, max(heals, default=None), slowest))
+    seeds = sorted({seed for _, seed in latest})
+    failed = [f"{name} --seed {seed}: {each['reason']}" for (name, seed), each in sorted(latest.items())
+              if each["result"] == "FAIL"]  # fmt: skip
+    skipped = sorted({name for (name, _), each in latest.items() if each["result"] == "SKIP"})
+    notes = [
+        f"{len(seeds)} seeds ({', '.join(map(str, seeds))}), {len(latest)} runs; `perpline drill NAME --seed N` "
+        "repeats one.",
+        "heal: the longest, wall seconds from the end of the fault until the worker said that nothing was wrong and "
+        "every minute was decided.",
+        *(f"failed: {each}" for each in failed),
+        *([f"not played here for want of a server: {', '.join(skipped)}"] if skipped else []),
+    ]
+    columns = ("drill", "runs", "passed", "candles lost", "decisions lost", "decisions twice", "orders twice", "heal s",
+               "longest s")  # fmt: skip
+    return Table("Drills", columns, rows, tuple(notes))
+
+
+def memory(minutes: float, symbols: int, speed: float, say: Callable[[str], None]) -> list[Table]:
+    """Resident memory of a worker on a market at `speed` for so many wall minutes; 24 at speed 60 are a day."""
+    with tempfile.TemporaryDirectory(prefix="perpline-bench-") as name:
+        folder = Path(name)
+        with simulated_exchange(symbols, speed, folder) as exchange:
+            samples = asyncio.run(_sampled(exchange, folder, symbols, speed, minutes, say))
+    at_s, mb = np.array(samples).T
+    late = at_s >= at_s[-1] * WARM_UP_SHARE
+    per_s = float(np.polyfit(at_s[late], mb[late], 1)[0]) if late.sum() > 1 else 0.0
+    row = (
+        symbols, round(minutes * speed / 60, 2), round(float(mb[0]), 1), round(float(mb[late][0]), 1),
+        round(float(mb[-1]), 1), round(float(mb.max()), 1), round(per_s * 3600, 2), round(per_s * 86_400 / speed, 2),
+    )  # fmt: skip
+    return [
+        Table(
+            "Memory of a worker",
+            ("symbols", "market hours", "ready MB", "warm MB", "end MB", "peak MB", "MB/h of wall", "MB/day of market"),
+            [row],
+            (
+                f"Market at {speed:g} times its speed for {minutes:g} wall minutes; resident memory once a second.",
+                f"The slope is that of a line through the samples after the first {WARM_UP_SHARE:.0%}.",
+            ),
+        )
+    ]
+
+
+async def _sampled(
+    exchange: Any, folder: Path, symbols: int, speed: float, minutes: float, say: Callable[[str], None]
+) -> list[tuple[float, float]]:
+    import aiohttp
+
+    worker = WorkerProcess(
+        folder / "worker",
+        {
+            "network": "custom", "binance_futures_ws_url": exchange["ws"], "binance_futures_rest_url": exchange["http"],
+            "symbols": f"top:{symbols}", "clock_speed": speed, "data_dir": str(folder / "worker"), "status_port": 0,
+            "log_format": "json", "log_level": "warning",
+        },
+        {},
+    )  # fmt: skip
+    loop = asyncio.get_running_loop()
+    samples: list[tuple[float, float]] = []
+    await worker.start()
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+            await worker.ready(session, 60.0)
+        began = loop.time()
+        while (passed := loop.time() - began) < minutes * 60:
+            used = resident_mb(worker.pid)
+            if used is None or not worker.is_alive:
+                raise RuntimeError(f"the worker cannot be measured: {worker.last_words()}")
+            samples.append((passed, used))
+            if len(samples) % 5 == 1:
+                say(f"{passed * speed / 3600:.1f} h of market, {used:.0f} MB")
+            await asyncio.sleep(1.0)
+        await worker.stop()
+    finally:
+        await worker.end()
+    return samples
+
+
+async def _play(drills: Sequence[Any], seed: int, jobs: int, ended: Callable[[Result], None]) -> None:
+    servers = Servers()
+    try:
+        await play_all(drills, seed, jobs=jobs, servers=servers, ended=ended)
+    finally:
+        await servers.close()
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]  # the last may be torn by a kill

@@ -1,0 +1,271 @@
+"""The process that holds only the model: it decides what collectors send, together with others of its group."""
+
+import asyncio
+import gc
+import os
+import random
+import secrets
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from perpline import __version__
+from perpline.bootstrap import make_clock, make_data_dir, open_bus, open_store
+from perpline.bus.feature_stream import FeatureStream, ShardCard
+from perpline.common.clock import Clock
+from perpline.common.config import Settings
+from perpline.common.errors import NeedsPerson, Unavailable
+from perpline.endpoint import Endpoint
+from perpline.features import kernel
+from perpline.features.received import ReceivedFeatures
+from perpline.inference.registry import ModelLoader
+from perpline.leadership import Leadership, new_owner
+from perpline.signals.engine import Market, SignalEngine
+from perpline.signals.group import GroupMember, check_cards, lookback_held
+from perpline.signals.publisher import Publisher
+from perpline.storage.store import TRADING_TABLES, Store
+
+log = structlog.get_logger("perpline.inference")
+
+LOOK_EVERY_S = 0.05
+STOP_TIMEOUT_S = 15.0
+
+
+async def run_inference(
+    settings: Settings, stop: asyncio.Event, rng: random.Random, on_ready: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Run until `stop` is set; returns the worker's last status.
+
+    Raises NeedsPerson for what only a person can mend, Unavailable where database or Redis do not answer at the start.
+    """
+    make_data_dir(settings)
+    redis_url = settings.redis_url.get_secret_value()
+    clock = await make_clock(settings)
+    store = open_store(settings.database_url.get_secret_value())
+    bus = open_bus(redis_url)
+    name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    stream = FeatureStream(redis_url, settings.slot, group=settings.group, consumer=name, width=kernel.WIDTH)
+    try:
+        await store.open()
+        await bus.open()
+        await stream.open()
+        await _refuse_trading(store)
+        worker = InferenceWorker(settings, clock, store, stream, rng, on_ready)
+        await worker.prepare(Publisher(store, bus, clock, rng, on_published=worker.on_published))
+        return await worker.run(stop)
+    finally:
+        await stream.close()
+        await bus.close()
+        await store.close()
+
+
+async def _refuse_trading(store: Store) -> None:
+    modes = TRADING_TABLES["modes"]
+    newest: dict[str, str] = {}
+    for row in map(modes.named, await store.trading_rows("modes")):
+        newest[row["symbol"]] = row["mode"]
+    for symbol, mode in newest.items():
+        if mode != "off":
+            where = symbol or "all symbols"
+            raise NeedsPerson(
+                f"the mode of {where} is {mode}, and only a worker with --role all trades: "
+                "perpline mode off, or run one worker with --role all"
+            )
+
+
+class InferenceWorker:
+    """What one such process is made of, and its life."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        store: Store,
+        stream: FeatureStream,
+        rng: random.Random,
+        on_ready: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.ready_at: int | None = None
+        self._settings = settings
+        self._clock = clock
+        self._store = store
+        self._stream = stream
+        self._on_ready = on_ready
+        self._received = ReceivedFeatures()
+        self._loader = ModelLoader(store, clock, settings.models_dir, settings.slot, book_minutes=settings.book_minutes)
+        # Of all members one writes what nobody decided, and tells what is told once.
+        self._leadership = Leadership(store, clock, f"missed:{settings.slot}", new_owner())
+        self.member = GroupMember(
+            stream,
+            clock,
+            store,
+            self._received,
+            slot=settings.slot,
+            decide_within_s=settings.decide_within_s,
+            leads=lambda: self._leadership.leads,
+            on_cards=self._take_cards,
+        )
+        self._publisher: Publisher
+        self._endpoint = Endpoint(
+            port=settings.status_port,
+            data_dir=settings.data_dir,
+            status=self.status,
+            trouble=self.trouble,
+            metrics=lambda: metrics(self.status()),
+        )
+        self._started_s = clock.wall_s()
+
+    async def prepare(self, publisher: Publisher) -> None:
+        """Load the model and join the group."""
+        self._publisher = publisher
+        cards = await self._stream.cards()
+        check_cards(cards)
+        self._hold(cards)
+        self.member.engine = SignalEngine(
+            clock=self._clock,
+            store=self._store,
+            features=self._received,
+            deployed=await self._loader.at_start(),
+            market=Market(self._received.mark, self._received.book, self._received.candle, self.member.instrument),
+            slot=self._settings.slot,
+            decide_within_s=self._settings.decide_within_s,
+            wake_publisher=publisher.wake,
+            speaks=lambda: self._leadership.leads,
+        )
+        await self.member.engine.recover([])
+        await self.member.begin()
+
+    def on_published(self, messages: Any, wall_us: int) -> None:
+        self.member.engine.on_published(messages)
+
+    async def run(self, stop: asyncio.Event) -> dict[str, Any]:
+        engine, member = self.member.engine, self.member
+        try:
+            await self._endpoint.open()
+            log.info("worker_started", role="inference", group=self._settings.group, port=self._endpoint.port)
+            gc.collect()
+            gc.freeze()
+            async with asyncio.TaskGroup() as group:
+                working = [
+                    group.create_task(member.run(), name="group"),
+                    group.create_task(engine.run(), name="engine"),
+                    group.create_task(self._loader.run(engine.deploy), name="models"),
+                    group.create_task(self._publisher.run(), name="publisher"),
+                    group.create_task(self._leadership.run(), name="lease"),
+                    group.create_task(self._watch_ready(), name="ready"),
+                ]
+                await stop.wait()
+                log.info("worker_stopping", action="stop")
+                try:
+                    async with asyncio.timeout(STOP_TIMEOUT_S):
+                        await member.finish()
+                except TimeoutError:
+                    pass  # what is not decided stays undone, and another member gets it
+                for task in working:
+                    task.cancel()
+            await self._flush()
+        finally:
+            await self._endpoint.close()
+            log.info("worker_stopped", action="stop")
+        return self.status()
+
+    async def _flush(self) -> None:
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self.member.engine.score_aside()
+                await self._publisher.flush()
+                await self._leadership.drop()
+                await self.member.end()
+        except (TimeoutError, Unavailable) as error:
+            reason = str(error) or "it took too long"
+            log.error("not_everything_written", reason=reason, action="stop")
+            raise Unavailable(f"stopped before everything was published: {reason}") from error
+
+    async def _watch_ready(self) -> None:
+        while not self.member.is_complete:
+            await self._clock.sleep_wall(LOOK_EVERY_S)
+        self.ready_at = self._clock.exchange_now_ms()
+        self.member.engine.measure_from_now()
+        after_s = round(self._clock.wall_s() - self._started_s, 3)
+        log.info("worker_ready", after_s=after_s, action="start")
+        self._on_ready({"ready_at": self.ready_at, "ready_after_s": after_s, "status_port": self._endpoint.port})
+
+    def _take_cards(self, cards: list[ShardCard]) -> None:
+        self._hold(cards)
+
+    def _hold(self, cards: list[ShardCard]) -> None:
+        """Models that are deployed from now on must be content with what the collectors hold."""
+        if cards:
+            tables = set.intersection(*(set(card.tables) for card in cards))
+            self._loader.holds(lookback_held(cards), all(card.cross_section for card in cards), tables)
+
+    # ---- what it says of itself
+
+    def trouble(self) -> list[str]:
+        found = self.member.trouble()
+        if error := self._publisher.statistics().last_error:
+            found.append(f"messages wait in the outbox: {error}")
+        return found
+
+    def status(self) -> dict[str, Any]:
+        engine = self.member.engine
+        outbox = self._publisher.statistics()
+        return {
+            "role": "inference",
+            "version": __version__,
+            "ready": self.ready_at is not None,
+            "ready_at": self.ready_at,
+            "slot": self._settings.slot,
+            "model": None if engine.model is None else engine.model.model_id,
+            "models": {**engine.models_status(), "refused": self._loader.refused},
+            "now": self._clock.exchange_now_ms(),
+            "speed": self._clock.speed,
+            "clock_offset_ms": self._clock.offset_ms,
+            "decisions": {
+                "by_status": {str(status): count for status, count in engine.by_status.items()},
+                "batches": engine.batches,
+                "close_to_signal_ms": engine.close_to_signal_ms.summary(),
+                "market_close_to_signal_ms": engine.market_close_to_signal_ms.summary(),
+            },
+            "group": self.member.status(),
+            "lease": self._leadership.status(),
+            "outbox": {name: getattr(outbox, name) for name in outbox.__struct_fields__},
+            "trouble": self.trouble(),
+        }
+
+
+def metrics(status: dict[str, Any]) -> bytes:
+    """The status as Prometheus text."""
+    registry = CollectorRegistry()
+    registry.register(_StatusCollector(status))
+    return generate_latest(registry)
+
+
+class _StatusCollector:
+    def __init__(self, status: dict[str, Any]) -> None:
+        self._status = status
+
+    def collect(self) -> Any:
+        status, group = self._status, self._status["group"]
+        decisions = CounterMetricFamily("perpline_decisions", "Decisions stored, by status", labels=["status"])
+        for name, count in status["decisions"]["by_status"].items():
+            decisions.add_metric([name], count)
+        yield decisions
+        latency = GaugeMetricFamily("perpline_close_to_signal_seconds", "Recent latency", labels=["quantile"])
+        for quantile, key in (("0.5", "p50"), ("0.99", "p99")):
+            if (value := status["decisions"]["close_to_signal_ms"].get(key)) is not None:
+                latency.add_metric([quantile], value / 1000)
+        yield latency
+        silent = GaugeMetricFamily("perpline_collector_silent", "Whether a collector is silent", labels=["shard"])
+        for shard, facts in group["shards"].items():
+            silent.add_metric([shard], float(facts["silent"]))
+        yield silent
+        yield CounterMetricFamily("perpline_feature_batches_claimed", "Batches of dead members", group["claimed"])
+        yield CounterMetricFamily("perpline_feature_batches_too_late", "Batches not decided", group["too_late"])
+        yield CounterMetricFamily("perpline_feature_batches_unreadable", "Batches unread", group["unreadable"])
+        yield GaugeMetricFamily("perpline_outbox_pending", "Messages not yet published", status["outbox"]["pending"])
+        yield GaugeMetricFamily("perpline_ready", "Whether every collector has told of itself", float(status["ready"]))

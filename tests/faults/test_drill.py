@@ -1,0 +1,147 @@
+"""Drills: six of today's, and that one in which something is lost does not pass."""
+
+import random
+import re
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from perpline.cli.drill import today
+from perpline.drill.drills import DRILLS
+from perpline.drill.running import Drill, Result, play, play_all
+from perpline.drill.scene import MINUTE_MS, Scene, Servers
+from running import command
+
+SIX = 6
+
+
+def shown(result: Result) -> str:
+    return f"{result.result} {result.name} --seed {result.seed} ({result.seconds} s) {result.reason} {result.kept}"
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("seed", [today()])
+async def test_six_drills_picked_by_the_day_lose_nothing_and_double_nothing(seed: int) -> None:
+    picked = random.Random(seed).sample(list(DRILLS.values()), SIX)
+    servers = Servers()
+    try:
+        results = await play_all(picked, seed, jobs=3, servers=servers)
+    finally:
+        await servers.close()
+    for result in results:
+        print(shown(result))
+
+    assert [shown(result) for result in results if result.result == "FAIL"] == []
+
+
+def a_drill(name: str, play: Any, **scene: Any) -> Drill:
+    return Drill(name=name, promise="It fails.", play=play, minutes_after=1, begins=(0.0, 1.0), **scene)
+
+
+def change(scene: Scene, *statements: str) -> None:
+    """Do this to the tables behind the worker's back."""
+    connection = apsw.Connection(str(scene.folder / "perpline.db"))
+    connection.set_busy_timeout(5000)
+    with connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
+async def test_what_is_taken_out_of_the_tables_is_missed_and_the_evidence_is_kept() -> None:
+    async def sabotage(scene: Scene) -> None:
+        await scene.until(lambda: scene.now > scene.first + MINUTE_MS + 35_000, 20.0, "two minutes")
+        of = f"symbol = '{scene.exchange.symbols[0]}' AND"
+        change(
+            scene,
+            f"DELETE FROM candles_1m WHERE {of} open_time = {scene.first - 10 * MINUTE_MS}",
+            f"UPDATE candles_1m SET close = close + 1 WHERE {of} open_time = {scene.first - 20 * MINUTE_MS}",
+            f"DELETE FROM signals WHERE {of} close_time = {scene.first}",
+            f"DELETE FROM outbox WHERE {of} kind = 'signal' AND close_time = {scene.first + MINUTE_MS}",
+        )
+
+    result = await play(a_drill("sabotaged", sabotage), 1, Servers())
+
+    assert result.result == "FAIL"
+    assert result.score is not None
+    score = result.score
+    found = (score.candles_lost, score.candles_wrong, score.decisions_lost, score.decisions_twice, score.messages_lost)
+    # The message of the row that is gone tells of a decision that the tables do not know.
+    assert found == (1, 1, 1, 1, 1), result.reason
+    check_kept(Path(result.kept))
+
+
+def check_kept(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} >= {"perpline.db", "worker-1"}
+    assert (folder / "worker-1" / "worker.log").stat().st_size > 0
+    shutil.rmtree(folder)
+
+
+async def test_a_worker_that_dies_and_stays_dead_does_not_pass() -> None:
+    async def die(scene: Scene) -> None:
+        scene.worker.send(signal.SIGKILL)
+        await scene.worker._process.wait()  # type: ignore[union-attr]
+
+    result = await play(a_drill("died", die), 1, Servers())
+
+    assert result.result == "FAIL"
+    assert result.score is not None
+    assert result.score.seconds_to_heal is None
+    assert "a worker ended by itself" in result.reason
+    shutil.rmtree(result.kept)
+
+
+async def test_a_drill_that_lacks_a_server_is_skipped_and_says_which() -> None:
+    servers = Servers()
+    servers._no_postgres = "no `postgres` on the PATH"
+
+    result = await play(DRILLS["database-slow"], 1, servers)
+
+    assert result.result == "SKIP"
+    assert "no `postgres` on the PATH" in result.reason
+    assert "--database" in result.reason
+
+
+def test_every_drill_says_what_it_promises_in_a_sentence() -> None:
+    assert len(DRILLS) >= 25
+    for name, drill in DRILLS.items():
+        assert name == drill.name
+        assert drill.promise[0].isupper()
+        assert drill.promise[-1] == "."
+
+
+def test_every_drill_is_named_among_the_guarantees_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "guarantees.md").read_text()
+    section = page.split("## Drills")[1].split("That a drill can fail")[0]
+    rows = [line.rpartition(" | ")[2] for line in section.splitlines() if line.startswith("|")]
+    named = [name for row in rows for name in re.findall(r"`([a-z0-9-]+)`", row)]
+
+    assert sorted(named) == sorted(DRILLS)
+
+
+def test_the_command_plays_what_is_named_and_ends_with_one_object() -> None:
+    done = command("drill", "huge-frames", "--seed", 5, "--json")
+
+    assert done.code == 0, done.err
+    assert len(done.out.splitlines()) == 1
+    said = done.json
+    assert (said["seed"], said["passed"], said["failed"], said["skipped"]) == (5, 1, 0, 0)
+    [drill] = said["drills"]
+    assert (drill["name"], drill["result"]) == ("huge-frames", "PASS")
+    for count in ("candles_lost", "decisions_lost", "decisions_twice", "orders_twice"):
+        assert drill[count] == 0
+    assert drill["seconds_to_heal"] is not None
+
+
+def test_the_list_shows_every_drill_and_an_unknown_name_is_wrong_usage() -> None:
+    listed = command("drill", "--list", "--json")
+    assert [each["name"] for each in listed.json["drills"]] == list(DRILLS)
+
+    for words in (["no-such-drill"], []):
+        done = command("drill", *words)
+        assert (done.code, done.out) == (2, "")
+        assert "--list" in done.err
