@@ -248,7 +248,7 @@ def features(
 @app.command()
 def soak(
     seeds: Annotated[str, typer.Option("--seeds", help="From and to: 1-20, or one.")] = "1-20",
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Drills side by side.")] = 2,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Drills side by side.")] = 6,
     state: Annotated[
         Path | None, typer.Option("--state", help="Where results are kept from part to part.", show_default=False)
     ] = None,
@@ -256,7 +256,7 @@ def soak(
     to_file: WriteOption = False,
     results: ResultsOption = SOAK,
 ) -> None:
-    """Every drill with twenty seeds, in parts: what has been played is not played again. About five minutes a seed.
+    """Every drill with twenty seeds, in parts: what has passed is not played again. About two minutes a seed.
 
     Example: python -m bench soak --seeds 1-5 --write
     """

@@ -1,22 +1,27 @@
-"""All drills with many seeds, in parts: each result is a line in a file, and what is there is not played again.
+"""All drills with many seeds, in parts: each result is a line in a file, and what has passed is not played again.
 
 Also the memory of a worker over an accelerated day.
 """
 
 import asyncio
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import perpline
 from bench.processes import simulated_exchange
 from bench.results import Table
 from perpline.common.config import state_folder
 from perpline.drill.drills import DRILLS
+from perpline.drill.forge import new_forge
 from perpline.drill.running import Result, play_all
 from perpline.drill.scene import Servers
 from perpline.drill.worker import WorkerProcess, resident_mb
@@ -34,18 +39,18 @@ def ledger() -> Path:
 
 
 def soak(seeds: Sequence[int], jobs: int, path: Path, say: Callable[[str], None]) -> list[Table]:
-    """Play what has not been played of these seeds, and the table of all that was ever played."""
+    """Play what has not passed of these seeds, and the table of all that was ever played."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
-        played = {(each["name"], each["seed"]) for each in _read(path)}
+        played = {(each["name"], each["seed"]) for each in _latest(path) if each["result"] != "FAIL"}
         wanted = [drill for drill in DRILLS.values() if (drill.name, seed) not in played]
-        left = len(wanted)
+        left, code = len(wanted), state_of_code()
 
-        def ended(result: Result, seed: int = seed) -> None:
+        def ended(result: Result, seed: int = seed, code: str = code) -> None:
             nonlocal left
             left -= 1
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"seed": seed, **result.as_json()}) + "\n")
+                file.write(json.dumps({"seed": seed, "code": code, **result.as_json()}) + "\n")
             say(f"seed {seed}: {left} drills left")
 
         if wanted:
@@ -53,8 +58,17 @@ def soak(seeds: Sequence[int], jobs: int, path: Path, say: Callable[[str], None]
     return [soak_table(_read(path))]
 
 
+def state_of_code() -> str:
+    """The first digits of a hash of every source file of perpline: which state of the code was played."""
+    sources = Path(perpline.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(sources.rglob("*.py")):
+        digest.update(file.relative_to(sources).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
 def soak_table(results: Sequence[dict[str, Any]]) -> Table:
-    """One row a drill: the last result of each seed counts."""
+    """One row a drill: the last result of each seed counts, and earlier failures are named."""
     latest = {(each["name"], each["seed"]): each for each in results}
     rows: list[tuple[str | float | int | None, ...]] = []
     for name in DRILLS:
@@ -67,15 +81,17 @@ def soak_table(results: Sequence[dict[str, Any]]) -> Table:
         slowest = max(each["seconds"] for each in own)
         rows.append((name, len(own), passed, *sums, max(heals, default=None), slowest))
     seeds = sorted({seed for _, seed in latest})
-    failed = [f"{name} --seed {seed}: {each['reason']}" for (name, seed), each in sorted(latest.items())
-              if each["result"] == "FAIL"]  # fmt: skip
+    failed = [f"{each['name']} --seed {each['seed']} (code {each['code']}): {each['reason']}"
+              for each in results if each["result"] == "FAIL"]  # fmt: skip
+    states = Counter(each["code"] for each in latest.values())
     skipped = sorted({name for (name, _), each in latest.items() if each["result"] == "SKIP"})
     notes = [
         f"{len(seeds)} seeds ({', '.join(map(str, seeds))}), {len(latest)} runs; `perpline drill NAME --seed N` "
         "repeats one.",
         "heal: the longest, wall seconds from the end of the fault until the worker said that nothing was wrong and "
         "every minute was decided.",
-        *(f"failed: {each}" for each in failed),
+        f"states of the code (hash of its sources): {', '.join(f'{code} {n} runs' for code, n in states.items())}.",
+        *(f"failed once, and counted only where it was not played again: {each}" for each in failed),
         *([f"not played here for want of a server: {', '.join(skipped)}"] if skipped else []),
     ]
     columns = ("drill", "runs", "passed", "candles lost", "decisions lost", "decisions twice", "orders twice", "heal s",
@@ -114,8 +130,9 @@ async def _sampled(
 ) -> list[tuple[float, float]]:
     import aiohttp
 
+    forge = new_forge()
     worker = WorkerProcess(
-        folder / "worker",
+        forge, folder / "worker",
         {
             "network": "custom", "binance_futures_ws_url": exchange["ws"], "binance_futures_rest_url": exchange["http"],
             "symbols": f"top:{symbols}", "clock_speed": speed, "data_dir": str(folder / "worker"), "status_port": 0,
@@ -141,6 +158,7 @@ async def _sampled(
         await worker.stop()
     finally:
         await worker.end()
+        await forge.close()
     return samples
 
 
@@ -152,8 +170,15 @@ async def _play(drills: Sequence[Any], seed: int, jobs: int, ended: Callable[[Re
         await servers.close()
 
 
+def _latest(path: Path) -> Iterable[dict[str, Any]]:
+    return {(each["name"], each["seed"]): each for each in _read(path)}.values()
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]  # the last may be torn by a kill
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):  # one that was torn by a kill
+            found.append(json.loads(line))
+    return found

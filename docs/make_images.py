@@ -1,15 +1,16 @@
-"""Makes docs/images: the screens of `perpline demo` and `demo --trade`, drawn from what a real worker says of itself.
+"""Makes docs/images: the screens of `perpline demo` and `demo --trade`, and what `perpline drill` prints.
 
-    .venv/bin/python docs/make_images.py [demo] [trade]
+    .venv/bin/python docs/make_images.py [demo] [trade] [drill]
 
-Starts a simulated exchange and a worker, lets them run for a while, asks the worker for its status until there is
-something to see, and hands that to the very function which draws the demo. No number in the pictures is made by hand,
-so each run gives others.
+The first two are drawn from what a real worker says of itself: a simulated exchange and a worker run for a while, the
+worker is asked for its status until there is something to see, and that is handed to the very function which draws the
+demo. Drills are played. No number in the pictures is made by hand, so each run gives others.
 """
 
 import asyncio
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 
 import aiohttp
 from rich.console import Console
+from rich.text import Text
 
 from perpline.cli.demo import screen
 from perpline.cli.demo_trade import begin_trading, trade_settings
@@ -31,18 +33,44 @@ LOOKS = 60
 WIDTH, HEIGHT = 116, 40
 
 
-TITLES = {"demo": "./run demo --speed 60", "trade": "./run demo --trade"}
+DRILLS = (
+    "cut",
+    "garbage",
+    "rollover",
+    "database-down",
+    "redis-down",
+    "kill-at-random",
+    "leader-frozen",
+    "lost-order-answer",
+)
+TITLES = {"demo": "./run demo --speed 60", "trade": "./run demo --trade", "drill": f"./run drill --seed {SEED} …"}
 
 
 def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     for name in sys.argv[1:] or TITLES:
+        if name == "drill":
+            draw_drills()
+            continue
         with tempfile.TemporaryDirectory() as folder:
             facts = facts_of_a_run(Path(folder), trade=name == "trade")
         console = Console(record=True, width=WIDTH, height=HEIGHT, file=io.StringIO(), force_terminal=True)
         console.print(screen(facts, SPEED, WIDTH, HEIGHT, "" if name == "trade" else None))
         svg = console.export_svg(title=TITLES[name], unique_id=name)
         (IMAGES / f"{name}.svg").write_text(without_hosts(svg), encoding="utf-8")
+
+
+def draw_drills() -> None:
+    """What a terminal shows after some drills were played; a failure is no picture."""
+    environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(WIDTH)}
+    asked = [sys.executable, "-m", "perpline", "drill", *DRILLS, "--seed", str(SEED)]
+    played = subprocess.run(asked, stdout=subprocess.PIPE, env=environment, text=True)
+    if played.returncode:
+        sys.exit(played.stdout)
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
+    console.print(Text.from_ansi(played.stdout.rstrip()))
+    svg = console.export_svg(title=TITLES["drill"], unique_id="drill")
+    (IMAGES / "drill.svg").write_text(without_hosts(svg), encoding="utf-8")
 
 
 def facts_of_a_run(folder: Path, trade: bool) -> dict[str, Any]:

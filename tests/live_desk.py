@@ -156,9 +156,10 @@ class LiveDesk:
         tp_pct: float = 1.0,
         sl_pct: float = 1.0,
         horizon_s: int = 14_400,
-        valid_s: float = 30.0,
+        valid_s: float = 600.0,
     ) -> Decision:
-        """A decision of this instant, with levels around the mark price."""
+        """A decision of this instant, with levels around the mark price. At speed 60 it is good for ten wall seconds:
+        half a second, as of a real one, is too short on a busy machine."""
         mark = self.marks.latest[symbol].mark_price
         rule = LabelRule(tp_pct, sl_pct, horizon_s, 14.0)
         target, stop = exit_prices(self.instruments[symbol], side, mark, rule)

@@ -89,6 +89,7 @@ class Accounts:
         self._owner = new_owner() if leadership is None else leadership.owner
         self._leases: dict[Account, Leadership] = {}
         self._woken = asyncio.Event()
+        self._modes_unread = False
 
     def take_signals(self, decisions: Sequence[Decision]) -> None:
         for trader in self.traders.values():
@@ -159,13 +160,8 @@ class Accounts:
 
     async def _first_look(self) -> None:
         """Nothing is traded before the modes are known, and they are known at the start."""
-        while True:
-            try:
-                await self.modes.look()
-                return
-            except Unavailable as error:
-                log.error("modes_not_read", reason=str(error), action="mode")
-                await self._clock.sleep_wall(LOOK_AT_MODES_S)
+        while not await self._look():
+            await self._clock.sleep_wall(LOOK_AT_MODES_S)
 
     async def _look_at_modes(self) -> None:
         while True:
@@ -175,10 +171,19 @@ class Accounts:
             except TimeoutError:
                 pass
             self._woken.clear()
-            try:
-                await self.modes.look()
-            except Unavailable as error:
+            await self._look()
+
+    async def _look(self) -> bool:
+        """Whether the modes could be read; that they cannot is said once."""
+        try:
+            await self.modes.look()
+        except Unavailable as error:
+            if not self._modes_unread:
                 log.error("modes_not_read", reason=str(error), action="mode")
+            self._modes_unread = True
+            return False
+        self._modes_unread = False
+        return True
 
     def _mode_changed(self, change: Change) -> None:
         log.warning(

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import structlog
@@ -18,7 +18,6 @@ from msgspec import Struct
 
 from perpline.accounts import Accounts
 from perpline.bus.bus import Bus
-from perpline.bus.feature_stream import FeatureStream
 from perpline.bus.memory import MemoryBus
 from perpline.collector.buffer import Buffer
 from perpline.collector.gaps import ClosedCandles, FetchCandles, GapLedger
@@ -60,7 +59,6 @@ from perpline.signals.engine import Market, SignalEngine
 from perpline.signals.journal import PATIENCE_S, Journal
 from perpline.signals.journal import SPOOLED as SPOOLED_DECISIONS
 from perpline.signals.publisher import Publisher
-from perpline.signals.sending import FeatureSender, shard_of
 from perpline.storage.history import HISTORY_TABLES, symbol_history
 from perpline.storage.shared_text import PostgresText, SqliteText
 from perpline.storage.sqlite import SqliteStore
@@ -75,6 +73,10 @@ from perpline.websocket.lane import Lane
 from perpline.websocket.market_streams import MarketStreams, Wire
 from perpline.websocket.stream_router import StreamRouter
 from perpline.websocket.subscriptions import STREAM_TYPES
+
+if TYPE_CHECKING:  # they bring Redis, which costs a third of a second
+    from perpline.bus.feature_stream import FeatureStream
+    from perpline.signals.sending import FeatureSender
 
 log = structlog.get_logger("perpline.bootstrap")
 
@@ -377,7 +379,7 @@ class Parts:
     leaving: set[str] = field(default_factory=set)
     """Symbols that are decided on no more, and heard until their positions are closed."""
     lanes: Sequence[Lane[Any]] = ()
-    sender: FeatureSender | None = None
+    sender: "FeatureSender | None" = None
     """With role = collector."""
     on_forget: list[Callable[[str], None]] = field(default_factory=list)
     """Told of each symbol that is forgotten: for those who remember something by symbol and are no parts."""
@@ -455,7 +457,9 @@ async def opened_parts(settings: Settings, rng: random.Random) -> AsyncIterator[
     bus = open_bus(settings.redis_url.get_secret_value())
     stream: FeatureStream | None = None
     if settings.role == "collector":
-        stream = FeatureStream(settings.redis_url.get_secret_value(), settings.slot)
+        from perpline.bus.feature_stream import FeatureStream as Stream
+
+        stream = Stream(settings.redis_url.get_secret_value(), settings.slot)
     spools: list[Spool] = []
     try:
         await store.open()
@@ -511,6 +515,8 @@ def lease_name(settings: Settings) -> str:
 
 def belongs(settings: Settings, symbol: str, *, cross_section: bool) -> bool:
     """Whether a worker hears this symbol: all, or those of its shard, and BTCUSDT where a model is measured by it."""
+    from perpline.signals.sending import shard_of
+
     number, shards = settings.shard_numbers
     return shard_of(symbol, shards) == number or (cross_section and symbol == BTC)
 
@@ -519,6 +525,8 @@ def _instruments_of_shard(
     settings: Settings, instruments: Mapping[str, Instrument], deployed: Sequence[Deployed]
 ) -> dict[str, Instrument]:
     cross_section = any(each.model is not None and each.model.cross_section for each in deployed)
+    from perpline.signals.sending import shard_of
+
     number, shards = settings.shard_numbers
     if not any(shard_of(symbol, shards) == number for symbol in instruments):
         raise NeedsPerson(f"shard {settings.shard} has none of the {len(instruments)} symbols: have fewer shards")
@@ -570,7 +578,7 @@ def make_parts(
     *,
     leadership: Leadership | None = None,
     spool: Spool | None = None,
-    stream: FeatureStream | None = None,
+    stream: "FeatureStream | None" = None,
 ) -> Parts:
     """Join everything that lies between a message and the outbox. `deployed` is what decides and what is to come.
 
@@ -671,7 +679,9 @@ def make_parts(
     market = Market(marks.latest.get, books.get, last_1m, instruments.get)
     sender: FeatureSender | None = None
     if stream is not None:
-        sender = FeatureSender(
+        from perpline.signals.sending import FeatureSender as Sender
+
+        sender = Sender(
             stream,
             clock,
             features,
@@ -738,7 +748,8 @@ def make_parts(
     def repair_since(interval: str, now: int) -> int:
         if settings.gap_repair == "live":
             return 0
-        return now - features.lookback_min * MINUTE_MS if interval == "1m" else now
+        held = features.lookback_min if interval == "1m" else CACHED_CANDLES
+        return now - held * INTERVAL_MS[interval]
 
     closed = ClosedCandles(
         clock=clock,

@@ -29,6 +29,7 @@ class Endpoint:
 
     `status()` returns plain JSON values, `trouble()` what is wrong in words (empty: nothing), `metrics()` the text that
     Prometheus reads. `control()` only says that there is something new in the tables: no request changes anything.
+    `standing_by()` names the process that leads while this one waits, which is no trouble; empty otherwise.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Endpoint:
         trouble: Callable[[], list[str]],
         metrics: Callable[[], bytes],
         control: Callable[[], None] = lambda: None,
+        standing_by: Callable[[], str] = lambda: "",
     ) -> None:
         self.port = port
         self._data_dir = data_dir
@@ -47,6 +49,7 @@ class Endpoint:
         self._trouble = trouble
         self._metrics = metrics
         self._control = control
+        self._standing_by = standing_by
         self._token = secrets.token_urlsafe(24)
         self._runner: web.AppRunner | None = None
 
@@ -122,7 +125,8 @@ class Endpoint:
         trouble = self._trouble()
         if trouble:
             return web.json_response({"ok": False, "trouble": trouble}, status=503)
-        return web.json_response({"ok": True})
+        leader = self._standing_by()
+        return web.json_response({"ok": True, "standing_by": leader} if leader else {"ok": True})
 
     async def _get_status(self, request: web.Request) -> web.Response:
         return web.json_response(self._status())

@@ -27,11 +27,14 @@ from perpline.leadership import Leadership, new_owner
 from perpline.signals.engine import Market, SignalEngine
 from perpline.signals.group import GroupMember, check_cards, lookback_held
 from perpline.signals.publisher import Publisher
-from perpline.storage.store import TRADING_TABLES, Store
+from perpline.storage.store import Store
+from perpline.trading.mode import InForce, Mode, mode_rows
 
 log = structlog.get_logger("perpline.inference")
 
 LOOK_EVERY_S = 0.05
+MODES_EVERY_S = 5.0
+ALARM_EVERY_S = 60.0
 STOP_TIMEOUT_S = 15.0
 
 
@@ -53,7 +56,8 @@ async def run_inference(
         await store.open()
         await bus.open()
         await stream.open()
-        await _refuse_trading(store)
+        if traded := await to_be_traded(store, clock.exchange_now_ms()):
+            raise NeedsPerson(f"{traded}: perpline mode off, or run one worker with --role all")
         worker = InferenceWorker(settings, clock, store, stream, rng, on_ready)
         await worker.prepare(Publisher(store, bus, clock, rng, on_published=worker.on_published))
         return await worker.run(stop)
@@ -63,18 +67,16 @@ async def run_inference(
         await store.close()
 
 
-async def _refuse_trading(store: Store) -> None:
-    modes = TRADING_TABLES["modes"]
-    newest: dict[str, str] = {}
-    for row in map(modes.named, await store.trading_rows("modes")):
-        newest[row["symbol"]] = row["mode"]
-    for symbol, mode in newest.items():
-        if mode != "off":
-            where = symbol or "all symbols"
-            raise NeedsPerson(
-                f"the mode of {where} is {mode}, and only a worker with --role all trades: "
-                "perpline mode off, or run one worker with --role all"
-            )
+async def to_be_traded(store: Store, now: int) -> str:
+    """What should be traded and is not where inference workers decide, in words; empty where all modes are off.
+
+    Raises Unavailable.
+    """
+    in_force = InForce(await mode_rows(store))
+    for row in (in_force.of_all, *in_force.of_symbols.values()):
+        if row.at(now) != Mode.OFF:
+            return f"the mode of {row.symbol or 'all symbols'} is {row.mode}, and only a worker with --role all trades"
+    return ""
 
 
 class InferenceWorker:
@@ -118,6 +120,7 @@ class InferenceWorker:
             metrics=lambda: metrics(self.status()),
         )
         self._started_s = clock.wall_s()
+        self._to_be_traded = ""
 
     async def prepare(self, publisher: Publisher) -> None:
         """Load the model and join the group."""
@@ -157,6 +160,7 @@ class InferenceWorker:
                     group.create_task(self._publisher.run(), name="publisher"),
                     group.create_task(self._leadership.run(), name="lease"),
                     group.create_task(self._watch_ready(), name="ready"),
+                    group.create_task(self._watch_modes(), name="modes"),
                 ]
                 await stop.wait()
                 log.info("worker_stopping", action="stop")
@@ -194,6 +198,19 @@ class InferenceWorker:
         log.info("worker_ready", after_s=after_s, action="start")
         self._on_ready({"ready_at": self.ready_at, "ready_after_s": after_s, "status_port": self._endpoint.port})
 
+    async def _watch_modes(self) -> None:
+        """Tell, each minute, of a mode that was set although nobody trades here."""
+        told_s = float("-inf")
+        while True:
+            await self._clock.sleep_wall(MODES_EVERY_S)
+            try:
+                self._to_be_traded = await to_be_traded(self._store, self._clock.exchange_now_ms())
+            except Unavailable:
+                continue  # what is away is told of by those who write
+            if self._to_be_traded and self._clock.wall_s() - told_s >= ALARM_EVERY_S:
+                told_s = self._clock.wall_s()
+                log.error("nobody_trades", reason=self._to_be_traded, action="trading")
+
     def _take_cards(self, cards: list[ShardCard]) -> None:
         self._hold(cards)
 
@@ -209,6 +226,8 @@ class InferenceWorker:
         found = self.member.trouble()
         if error := self._publisher.statistics().last_error:
             found.append(f"messages wait in the outbox: {error}")
+        if self._to_be_traded:
+            found.append(self._to_be_traded)
         return found
 
     def status(self) -> dict[str, Any]:

@@ -31,6 +31,8 @@ def parts_status(
     return {
         "version": __version__,
         "slot": parts.settings.slot,
+        "role": parts.settings.role,
+        "shard": parts.settings.shard if parts.settings.role == "collector" else None,
         "leadership": None if parts.leadership is None else parts.leadership.status(),
         "model": None if engine.model is None else engine.model.model_id,
         "models": {**engine.models_status(), "refused": parts.loader.refused if parts.loader is not None else {}},
@@ -418,7 +420,7 @@ def room_metrics(room: dict[str, Any] | None) -> Iterable[Metric]:
         return
     for name, help_text, key in (
         ("database_bytes", "Bytes of the database", "database_bytes"),
-        ("spool_bytes", "Bytes that wait on the disk for the database", "spool_bytes"),
+        ("spool_bytes", "Bytes of the spool's folder, with what is reserved", "spool_bytes"),
         ("disk_free_bytes", "Bytes free on the fullest disk that is written to", "disk_free_bytes"),
         ("disk_days_until_full", "Days until it is full at the rate of the last hours", "days_until_full"),
     ):

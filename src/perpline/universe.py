@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
+from msgspec import structs
 
 from perpline.bootstrap import Parts, belongs, utc_text
 from perpline.common.errors import Malformed, NeedsPerson, Refused, Unavailable
@@ -18,6 +19,7 @@ from perpline.storage.symbols import (
     Listing,
     SymbolChange,
     SymbolChanges,
+    listings,
     open_accounts,
     store_symbols,
     symbol_changes,
@@ -121,6 +123,30 @@ class Universe:
             "leaving": {symbol: self._notes.get(symbol, "") for symbol in sorted(self._parts.leaving)},
             "not_trading": {symbol: each.status for symbol, each in instruments.items() if not each.is_trading},
         }
+
+    async def begin(self) -> dict[str, int]:
+        """Since when, exchange ms, each symbol of the start has been followed without a break, where an earlier process
+        began it.
+
+        Of those that nobody followed it is stored, if we lead: a process that dies before it has decided on each of
+        them leaves behind which minutes it owed. To be awaited before anything is decided. Raises Unavailable.
+        """
+        known = await listings(self._store)
+        earlier = {
+            symbol: known[symbol].followed_at or 0
+            for symbol in self._parts.instruments
+            if symbol in known and known[symbol].followed_at is not None
+        }
+        self._followed_at |= earlier
+        if self._leads:
+            now = self._clock.exchange_now_ms()
+            new = [
+                Listing(symbol=symbol, status=each.status, seen_at=now, followed_at=self._followed_at[symbol])
+                for symbol, each in self._parts.instruments.items()
+                if symbol not in earlier
+            ]
+            await store_symbols(self._store, seen=new)
+        return earlier
 
     async def run(self) -> None:
         """Follow and forget, until cancelled."""
@@ -413,6 +439,9 @@ class Universe:
             if parts.engine.is_due(symbol) if ended else parts.engine.is_undecided(symbol):
                 continue
             parts.retire(symbol)
+            if ended and not parts.instruments[symbol].has_ended(self._clock.exchange_now_ms()):
+                # The list names it no more: whoever holds a position in it on paper is to know.
+                parts.instruments[symbol] = structs.replace(parts.instruments[symbol], status="CLOSE")
             row = self._changes.ended.get(symbol) or self._changes.wanted.get(symbol)
             self._note(symbol, "" if row is None else f"{row.action} by {row.by}: {row.reason}")
         for symbol in parts.leaving:

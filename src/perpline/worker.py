@@ -25,6 +25,7 @@ from perpline.exchange.binance.rest import BinanceRest
 from perpline.leadership import Leadership
 from perpline.nightly import NightlyArchive, NightlyParity
 from perpline.room import Room
+from perpline.signals.journal import SPOOLED as SPOOLED_DECISIONS
 from perpline.status import Heard, metrics, parts_status, trouble
 from perpline.universe import Universe
 from perpline.websocket.market_streams import MarketStreams
@@ -36,9 +37,12 @@ OFFSET_EVERY_S = 60.0
 FINISH_MINUTE_S = 1.0
 """How long a stop waits for closes that are on their way, wall seconds."""
 FLUSH_TIMEOUT_S = 15.0
+PUBLISH_WITHIN_S = 5.0
+"""Of these so long for the last messages, while the bus is away: they are in the outbox, and rows must be written."""
 KEEP_ROWS_S = 60.0
 """A standby keeps the rows of the last one to two of these, wall time: a leader writes its own within a quarter."""
 MEND_AGAIN_S = 15.0
+STORE_AGAIN_S = 5.0
 OVERLAP_MS = 10 * MINUTE_MS
 """How far behind its last look a standby reads the other series again: rows are stored some time after theirs."""
 
@@ -87,6 +91,7 @@ class Worker:
             trouble=lambda: trouble(parts, streams, self.ready_at is not None) + self.room.trouble(),
             metrics=lambda: metrics(self.status()),
             control=self._control,
+            standing_by=self._standing_by,
         )
         self.ready_at: int | None = None
         """Exchange time when everything had been heard once and the windows were loaded."""
@@ -103,6 +108,11 @@ class Worker:
         self.universe.wake()
         if self.parts.accounts is not None:
             self.parts.accounts.wake()
+
+    def _standing_by(self) -> str:
+        """For whom; empty where this process leads."""
+        leadership = self.parts.leadership
+        return "" if leadership is None or leadership.holds else str(leadership.status()["leader"]) or "nobody yet"
 
     def status(self) -> dict[str, Any]:
         parts = self.parts
@@ -129,7 +139,7 @@ class Worker:
                 parts.engine.stand_by()
             keeping = asyncio.create_task(self._keep_lease(), name="lease")
             await recover_spools(parts)
-            await parts.engine.recover(parts.symbols, parts.since)
+            await parts.engine.recover(parts.symbols, parts.since, await self._begun())
             if parts.sender is not None:
                 await parts.sender.say()  # here, so that a wrong shard ends the start
             await load_windows(parts)
@@ -170,6 +180,15 @@ class Worker:
                 log.info("worker_stopped", action="stop")
         return self.status()  # after the flush: the last word is about what was written
 
+    async def _begun(self) -> dict[str, int]:
+        """Since when, exchange ms, symbols have been followed whose minutes are this slot's to decide.
+
+        Where nobody led before us the slot is new, whoever may have followed them for another one.
+        """
+        begun, leadership = await self.universe.begin(), self.parts.leadership
+        is_new = leadership is not None and leadership.holds and leadership.fence().fencing == 1
+        return {} if is_new or self.parts.sender is not None else begun
+
     async def _finish_minute(self) -> None:
         """Let the closes of the minute that just ended arrive and be decided, if it takes no longer than a moment."""
         until = self._clock.wall_s() + FINISH_MINUTE_S
@@ -198,7 +217,7 @@ class Worker:
                 decided = True
                 if parts.journal is not None:
                     await parts.journal.store_kept()
-                await parts.publisher.flush()
+                await self._publish_last()
                 await parts.buffer.flush()
                 await parts.ledger.flush()
                 if leadership is not None:
@@ -208,8 +227,16 @@ class Worker:
             if decided and await parts.buffer.keep() and await parts.ledger.keep():
                 log.warning("stopped_with_a_spool", reason=reason, action="stop")
                 return
-            log.error("not_everything_written", reason=reason, waiting=parts.buffer.statistics(), action="stop")
+            waiting = {table: facts.waiting for table, facts in parts.buffer.statistics().items() if facts.waiting}
+            log.error("not_everything_written", reason=reason, waiting=waiting, action="stop")
             raise Unavailable(f"stopped before everything was written: {reason}") from error
+
+    async def _publish_last(self) -> None:
+        try:
+            async with asyncio.timeout(PUBLISH_WITHIN_S):
+                await self.parts.publisher.flush()
+        except (TimeoutError, Unavailable) as error:
+            log.warning("messages_stay_in_outbox", reason=str(error) or "the bus did not answer in time", action="stop")
 
     # ---- leading, and standing by
 
@@ -259,10 +286,13 @@ class Worker:
         parts.engine.stand_by()
         parts.buffer.turn_over(begin=True)
         held = asyncio.create_task(leadership.until_held(), name="standing by")
+        storing = asyncio.create_task(self._store_spooled_rows(), name="rows of the spool")
         since, turned_s, looked_s = self._clock.exchange_now_ms(), self._clock.wall_s(), self._clock.wall_s()
         try:
             while not held.done():
                 await asyncio.wait((held,), timeout=1.0)
+                if storing.done():
+                    storing.result()  # nothing is expected to be raised
                 parts.ledger.forget()
                 if self._clock.wall_s() - turned_s >= KEEP_ROWS_S:
                     parts.buffer.turn_over()
@@ -272,7 +302,21 @@ class Worker:
                     since = await self._load_other_series(since)
         finally:
             held.cancel()
+            storing.cancel()
+            await asyncio.wait((storing,))  # what it was writing goes on from the spool
         return await self._take_over(leadership)
+
+    async def _store_spooled_rows(self) -> None:
+        """What the database did not take while we led: whoever writes a row, it is the same row."""
+        parts = self.parts
+        while parts.spool is not None and (left := {*parts.spool.kinds} - {SPOOLED_DECISIONS}):
+            try:
+                rows, notes = await parts.buffer.replay(parts.spool), await parts.ledger.replay(parts.spool)
+                log.warning("spool_replayed", decisions=0, rows=rows, gaps=notes, action="lead")
+                return
+            except Unavailable as error:
+                log.info("spool_waits", kinds=sorted(left), reason=str(error), action="lead")
+                await self._clock.sleep_wall(STORE_AGAIN_S)
 
     async def _take_over(self, leadership: Leadership) -> bool:
         while leadership.holds:

@@ -164,7 +164,8 @@ async def assert_all_is_there(exchange: SimulatedExchange, tables: Tables, since
             assert [minute for (minute,) in found] == list(range(since, until, MINUTE)), table
 
 
-@pytest.mark.parametrize("how", ["stopped", pytest.param("frozen", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("how", ["stopped", "frozen"])
 async def test_a_postgresql_server_that_is_away_for_minutes_costs_no_decision_and_no_row(
     own_postgres: PostgresServer, tmp_path: Path, how: str
 ) -> None:

@@ -1,9 +1,14 @@
 """Drills: six of today's, and that one in which something is lost does not pass."""
 
+import asyncio
+import os
 import random
 import re
 import shutil
 import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +19,16 @@ from perpline.cli.drill import today
 from perpline.drill.drills import DRILLS
 from perpline.drill.running import Drill, Result, play, play_all
 from perpline.drill.scene import MINUTE_MS, Scene, Servers
-from running import command
+from running import command, eventually
 
 SIX = 6
+
+
+@pytest.fixture
+async def servers() -> AsyncIterator[Servers]:
+    servers = Servers()
+    yield servers
+    await servers.close()
 
 
 def shown(result: Result) -> str:
@@ -25,13 +37,9 @@ def shown(result: Result) -> str:
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("seed", [today()])
-async def test_six_drills_picked_by_the_day_lose_nothing_and_double_nothing(seed: int) -> None:
+async def test_six_drills_picked_by_the_day_lose_nothing_and_double_nothing(servers: Servers, seed: int) -> None:
     picked = random.Random(seed).sample(list(DRILLS.values()), SIX)
-    servers = Servers()
-    try:
-        results = await play_all(picked, seed, jobs=3, servers=servers)
-    finally:
-        await servers.close()
+    results = await play_all(picked, seed, jobs=3, servers=servers)
     for result in results:
         print(shown(result))
 
@@ -52,7 +60,7 @@ def change(scene: Scene, *statements: str) -> None:
     connection.close()
 
 
-async def test_what_is_taken_out_of_the_tables_is_missed_and_the_evidence_is_kept() -> None:
+async def test_what_is_taken_out_of_the_tables_is_missed_and_the_evidence_is_kept(servers: Servers) -> None:
     async def sabotage(scene: Scene) -> None:
         await scene.until(lambda: scene.now > scene.first + MINUTE_MS + 35_000, 20.0, "two minutes")
         of = f"symbol = '{scene.exchange.symbols[0]}' AND"
@@ -64,7 +72,7 @@ async def test_what_is_taken_out_of_the_tables_is_missed_and_the_evidence_is_kep
             f"DELETE FROM outbox WHERE {of} kind = 'signal' AND close_time = {scene.first + MINUTE_MS}",
         )
 
-    result = await play(a_drill("sabotaged", sabotage), 1, Servers())
+    result = await play(a_drill("sabotaged", sabotage), 1, servers)
 
     assert result.result == "FAIL"
     assert result.score is not None
@@ -81,12 +89,12 @@ def check_kept(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-async def test_a_worker_that_dies_and_stays_dead_does_not_pass() -> None:
+async def test_a_worker_that_dies_and_stays_dead_does_not_pass(servers: Servers) -> None:
     async def die(scene: Scene) -> None:
         scene.worker.send(signal.SIGKILL)
-        await scene.worker._process.wait()  # type: ignore[union-attr]
+        await scene.worker._child.wait()  # type: ignore[union-attr]
 
-    result = await play(a_drill("died", die), 1, Servers())
+    result = await play(a_drill("died", die), 1, servers)
 
     assert result.result == "FAIL"
     assert result.score is not None
@@ -95,9 +103,35 @@ async def test_a_worker_that_dies_and_stays_dead_does_not_pass() -> None:
     shutil.rmtree(result.kept)
 
 
-async def test_a_drill_that_lacks_a_server_is_skipped_and_says_which() -> None:
-    servers = Servers()
-    servers._no_postgres = "no `postgres` on the PATH"
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+async def test_a_process_that_is_stopped_at_a_drill_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
+    words = ["-m", "perpline", "drill", "late-close", "redis-down", "--seed", "1"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *words, env=environment, stderr=asyncio.subprocess.DEVNULL
+    )
+
+    await eventually(lambda: len(list(tmp_path.glob("*/worker-1/worker.log"))) == 2, 60.0, "both are played")
+    process.send_signal(signal.SIGINT)
+    async with asyncio.timeout(20):
+        assert await process.wait() == 1
+
+    assert os.listdir(tmp_path) == []
+    assert of_environment(f"TMPDIR={tmp_path}") == []
+
+
+def of_environment(setting: str) -> list[str]:
+    """Processes that were started with it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if setting.encode() in (path / "environ").read_bytes().split(b"\0"):
+                found.append((path / "cmdline").read_text())
+    return found
+
+
+async def test_a_drill_that_lacks_a_server_is_skipped_and_says_which(servers: Servers) -> None:
+    servers.no_postgres = "no `postgres` on the PATH"
 
     result = await play(DRILLS["database-slow"], 1, servers)
 
@@ -141,7 +175,7 @@ def test_the_list_shows_every_drill_and_an_unknown_name_is_wrong_usage() -> None
     listed = command("drill", "--list", "--json")
     assert [each["name"] for each in listed.json["drills"]] == list(DRILLS)
 
-    for words in (["no-such-drill"], []):
+    for words in (["no-such-drill"], [], ["cut", "--all"]):
         done = command("drill", *words)
         assert (done.code, done.out) == (2, "")
-        assert "--list" in done.err
+        assert "--list" in done.err or "not both" in done.err

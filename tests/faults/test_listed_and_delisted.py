@@ -86,7 +86,8 @@ async def test_a_contract_listed_a_moment_ago_has_what_there_is_and_is_not_decid
         async with working(exchange, tmp_path) as worker:
             await worker.until_ready()
             database = Database(tmp_path)
-            until = listed + 4 * MINUTE
+            # On a slow machine the first minutes are over, and missed, before the start is.
+            until = max(listed + 4 * MINUTE, next_close(exchange.clock.now_ms(), 2))
             await worker.until(lambda: database.decided_until(until, 3))
             await worker.stop()
 
@@ -94,6 +95,6 @@ async def test_a_contract_listed_a_moment_ago_has_what_there_is_and_is_not_decid
         assert rows == true_candles(exchange, "1m", {SOL: 0}, until)
         assert rows[0][1] == listed
         decided = database.rows("SELECT status, count(*) FROM signals WHERE symbol = ? GROUP BY status", SOL)
-        assert [status for status, _ in decided] == ["skipped_warmup"]
+        assert {status for status, _ in decided} - {"skipped_missed"} == {"skipped_warmup"}
         absent = database.rows("SELECT series, to_time, repaired_by FROM gaps WHERE symbol = ? ORDER BY series", SOL)
         assert ("candles_1m", listed, "absent") in absent

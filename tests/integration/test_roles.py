@@ -14,7 +14,7 @@ import pytest
 from perpline.bootstrap import Parts
 from perpline.bus.feature_stream import FeatureStream
 from perpline.common.config import Settings
-from perpline.common.errors import NeedsPerson
+from perpline.common.errors import NeedsPerson, Unavailable
 from perpline.domain.candle import MINUTE_MS
 from perpline.features import kernel
 from perpline.inference.artefact import LoadedModel
@@ -252,6 +252,59 @@ async def test_a_silent_collector_is_told_and_its_minutes_are_missed_once(tmp_pa
         await eventually(lambda: not [each for each in members[1].trouble() if "silent" in each])
         rows = await world.shared.decision_rows(world.slot, world.market.open_time, world.market.open_time)
         assert "skipped_missed" not in {status for _, _, status in rows}
+
+
+class AwayStore:
+    """A store that takes no decisions while it is away; everything else is that of another store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.away = False
+        self.asked = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def commit_decisions(self, *args: Any, **kwargs: Any) -> Any:
+        self.asked += 1
+        if self.away:
+            raise Unavailable("the database is away")
+        return await self._store.commit_decisions(*args, **kwargs)
+
+
+async def test_a_minute_that_could_not_be_stored_in_its_time_is_missed_and_never_decided_after_the_next(
+    tmp_path: Path, redis_url: str
+) -> None:
+    """One worker cannot reach the database for more than a minute; the other can, and decides the next minute."""
+    async with AsyncExitStack() as stack:
+        world = await stack.enter_async_context(a_world(tmp_path, redis_url, None, CANDLES_ONLY))
+        world.collectors = [await world.start_collector("1/1")]
+        settings, cut_off = world.settings(role="inference"), AwayStore(world.shared)
+        late = await stack.enter_async_context(
+            deciding_member(redis_url, settings, world.clock, cut_off, world.model, "late", claim_after_s=60.0)  # type: ignore[arg-type]
+        )
+        await world.close_a_minute()
+        async with asyncio.timeout(15.0):
+            while not await world.shared.select(CLOSES):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        cut_off.away, cut_off.asked = True, 0
+        missed = await world.close_a_minute(whole=False)
+        await eventually(lambda: cut_off.asked > 2, what="it tries to store the minute")
+        other = await stack.enter_async_context(
+            deciding_member(
+                redis_url, settings, world.clock, world.shared, world.model, "other", leads=True, claim_after_s=60.0
+            )
+        )
+        await world.close_a_minute()
+        assert other.decided == 1
+        await eventually(lambda: late.too_late == 1, what="it gives the minute up")
+        cut_off.away = False
+        await world.close_a_minute()
+
+        rows = await world.shared.decision_rows(world.slot, missed, missed)
+        assert {status for _, _, status in rows} == {"skipped_missed"}
+        assert len(rows) == SYMBOLS
+        assert (await late._stream.waiting())["pending"] == 0
 
 
 async def test_collectors_that_disagree_on_the_number_of_shards_are_refused(tmp_path: Path, redis_url: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from perpline.bootstrap import LIVE_SERIES
 from perpline.common.errors import NeedsPerson
 from perpline.simulation.server import SimulatedExchange
 from running import (
@@ -38,11 +39,14 @@ async def test_after_five_minutes_the_database_is_the_exchanges_truth(tmp_path: 
         status = await worker.stop()
 
         assert_candles_are_the_truth(exchange, database, last, history=240)
-        statuses = assert_one_decision_a_minute(database, exchange.symbols, last)
-        assert "skipped_missed" not in statuses
+        assert_one_decision_a_minute(database, exchange.symbols, last)
+        # A close that falls into the start of a process on a busy machine may be missed, and says so.
+        missed = "SELECT symbol, close_time FROM signals WHERE status = 'skipped_missed' AND close_time > ?"
+        assert database.rows(missed, worker.ready_at) == []
         assert_every_full_minute_is_summed_up(exchange, database, worker.ready_at, last)
         assert_polled_series_are_there(exchange, database, worker.ready_at, last)
-        assert database.rows("SELECT * FROM revisions") == database.rows("SELECT * FROM gaps") == []
+        assert database.rows("SELECT * FROM revisions") == []
+        assert database.rows("SELECT * FROM gaps WHERE to_time > ? OR repaired_at IS NULL", worker.ready_at) == []
         assert (status["messages"]["malformed"], status["messages"]["failed"]) == (0, 0)
         assert status["messages"]["unhandled"] == 0
         assert status["messages"]["unknown_fields"] == {}
@@ -146,6 +150,7 @@ async def test_a_worker_killed_at_random_moments_leaves_no_hole_and_no_double(tm
     async with simulated(speed=60.0) as exchange:
         settings = settings_file(exchange, tmp_path)
         database = Database(tmp_path)
+        deaths = []
         for round_number in range(4):
             process = await started(settings)
             try:
@@ -155,10 +160,10 @@ async def test_a_worker_killed_at_random_moments_leaves_no_hole_and_no_double(tm
             finally:
                 process.send_signal(signal.SIGKILL)
                 await process.wait()
-        killed_at = exchange.clock.now_ms()
+                deaths.append(exchange.clock.now_ms())
         process = await started(settings)
         again = "SELECT count(*) FROM signals WHERE status <> 'skipped_missed' AND close_time > ?"
-        await eventually(lambda: database.value(again, killed_at) >= len(exchange.symbols), 30.0)
+        await eventually(lambda: database.value(again, deaths[-1]) >= len(exchange.symbols), 30.0)
         last = next_close(exchange.clock.now_ms(), 2)
         await eventually(lambda: database.decided_until(last, len(exchange.symbols)), 30.0)
         process.send_signal(signal.SIGTERM)
@@ -167,7 +172,14 @@ async def test_a_worker_killed_at_random_moments_leaves_no_hole_and_no_double(tm
         assert_candles_are_the_truth(exchange, database, last, history=240)
         assert_one_decision_a_minute(database, exchange.symbols, last)
         assert_only_what_was_missed_was_not_published(database)
-        assert database.value("SELECT count(*) FROM gaps WHERE repaired_at IS NULL") == 0
+        assert_only_what_died_with_the_process_is_missing(database, deaths)
+
+
+def assert_only_what_died_with_the_process_is_missing(database: Database, deaths: list[int]) -> None:
+    """No candle; and of series that nobody can fetch again, the minutes around a death."""
+    for series, start, end in database.rows("SELECT series, from_time, to_time FROM gaps WHERE repaired_at IS NULL"):
+        assert series in LIVE_SERIES
+        assert any(start <= death < end + MINUTE for death in deaths), (series, start, end)
 
 
 async def started(settings: Path) -> asyncio.subprocess.Process:

@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
+from bench.__main__ import app
 from bench.close import close
 from bench.frames import BLOCK, MIX, Tape
 from bench.latency import latency
@@ -19,6 +22,7 @@ from bench.start import start
 from bench.stops import stops
 from bench.workers import workers
 from redis import Redis
+from typer.testing import CliRunner, Result
 
 from perpline.domain.candle import KlineUpdate
 from perpline.domain.market import BookTicker, MarkPrice
@@ -31,25 +35,29 @@ TINY_CLOSE = ("close", "--symbols", "3", "--closes", "1")
 SPLIT = ("features", "model", "verdicts", "commit", "publish")
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bench", *arguments], capture_output=True, text=True, check=False, cwd=ROOT
-    )
+def bench(*arguments: str) -> Result:
+    """In this process; as a process of its own it takes a second to start."""
+    try:
+        return CliRunner().invoke(app, arguments)
+    finally:
+        structlog.reset_defaults()
+        logging.basicConfig(force=True, handlers=[logging.NullHandler()])
 
 
 def last_line(*arguments: str) -> dict[str, Any]:
-    done = bench(*arguments)
+    command = [sys.executable, "-m", "bench", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def test_without_a_name_the_benchmarks_are_listed() -> None:
-    assert {"route", "latency", "close", "workers", "start", "stops", "all"} <= set(bench("--help").stdout.split())
+    assert {"route", "latency", "close", "workers", "start", "stops", "all"} <= set(bench("--help").output.split())
 
 
 def test_an_unknown_benchmark_is_wrong_usage() -> None:
-    assert bench("rout").returncode == 2
+    assert bench("rout").exit_code == 2
 
 
 def test_route_measures_perpline_beside_the_others() -> None:
@@ -97,6 +105,7 @@ def test_close_measures_every_case_and_its_split_adds_up(postgres_url: str, redi
         assert list(client.scan_iter("*:bench-*")) == []  # the servers named are left as they were
 
 
+@pytest.mark.full
 def test_close_says_which_servers_are_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     for launcher in ("postgres_server", "valkey_server"):
         monkeypatch.setitem(sys.modules, launcher, None)
@@ -131,6 +140,7 @@ def test_latency_says_which_rates_were_not_held() -> None:
     ]
 
 
+@pytest.mark.full
 def test_workers_compares_both_in_one_run() -> None:
     [table] = workers(2, 1, 60.0, lambda line: None)
 
@@ -141,6 +151,7 @@ def test_workers_compares_both_in_one_run() -> None:
         assert all(figure > 0 for figure in ours)
 
 
+@pytest.mark.full
 def test_start_measures_a_cold_and_a_warm_store() -> None:
     [table] = start([2], 1.0, lambda line: None, kill=False)  # which waits for a minute to end
 
@@ -159,8 +170,8 @@ def test_stops_measures_one_and_all_firing_with_both_kinds_of_keys() -> None:
     for _, _, orders, p50, p99, most, outside_p50, outside_p99 in fired.rows:
         assert orders >= 2
         assert 0 < p50 <= p99 <= most
-        # The other process sees both ways over the socket besides.
-        assert p50 < outside_p50 <= outside_p99
+        # Mostly longer; but the order may have come before a process that has to wait for its turn sees it written.
+        assert 0 < outside_p50 <= outside_p99
     assert [row[:3] for row in entered.rows] == [("1 others open", key, 2) for key in keys]
     assert all(0 < p50 <= p99 <= most for *_, p50, p99, most in entered.rows)
 
@@ -170,8 +181,8 @@ def test_a_table_is_printed_and_written(tmp_path: Path) -> None:
 
     done = bench(*TINY_ROUTE, "--write", "--results", str(results))
 
-    assert done.returncode == 0
-    assert "Messages over a socket, 3 symbols" in done.stdout
+    assert done.exit_code == 0
+    assert "Messages over a socket, 3 symbols" in done.output
     text = results.read_text(encoding="utf-8")
     assert "## route\n\ndate 20" in text
     assert "| picows + msgspec typed |" in text
@@ -252,17 +263,26 @@ def test_a_soak_goes_on_where_it_ended_and_its_table_counts_every_seed(
     [one] = [each for each in DRILLS.values() if each.name == "garbage"]
     monkeypatch.setattr("bench.soak.DRILLS", {one.name: one})
     file = tmp_path / "soak.jsonl"
-    kept = {"name": one.name, "result": "FAIL", "reason": "2 candles lost", "seconds_to_heal": 1.5, "seconds": 9.0}
-    counts = {"candles_lost": 2, "decisions_lost": 0, "decisions_twice": 0, "orders_twice": 0}
-    lines = [json.dumps({"seed": seed, **kept, **counts}) for seed in (1, 2)]
+    none = {"candles_lost": 0, "decisions_lost": 0, "decisions_twice": 0, "orders_twice": 0}
+    passed = {
+        "name": one.name,
+        "result": "PASS",
+        "reason": "",
+        "seconds_to_heal": 1.5,
+        "seconds": 9.0,
+        "code": "b",
+        **none,
+    }
+    failed = passed | {"result": "FAIL", "reason": "2 candles lost", "candles_lost": 2, "code": "a"}
+    lines = [json.dumps({"seed": seed, **each}) for seed, each in ((1, passed), (2, failed), (2, passed))]
     file.write_text("\n".join([*lines, '{"seed": 3, "na']))
 
     [table] = soak([1, 2], 1, file, lambda line: None)
 
-    assert table.rows == [(one.name, 2, 0, 4, 0, 0, 0, 1.5, 9.0)]
-    assert [note for note in table.notes if note.startswith("failed: ")] == [
-        "failed: garbage --seed 1: 2 candles lost",
-        "failed: garbage --seed 2: 2 candles lost",
+    assert table.rows == [(one.name, 2, 2, 0, 0, 0, 0, 1.5, 9.0)]
+    assert [note for note in table.notes if "failed" in note or "code" in note][-2:] == [
+        "states of the code (hash of its sources): b 2 runs.",
+        "failed once, and counted only where it was not played again: garbage --seed 2 (code a): 2 candles lost",
     ]
 
 

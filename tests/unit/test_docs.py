@@ -147,7 +147,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
     assert [name for name in names if not any(f"/{file}".endswith(f"/{name}") for file in files)] == []
 
 
-@pytest.mark.parametrize("name", ["demo", "trade"])
+@pytest.mark.parametrize("name", ["demo", "trade", "drill"])
 def test_the_pictures_ask_nobody_for_anything(name: str) -> None:
     svg = (DOCS / "images" / f"{name}.svg").read_text()
 

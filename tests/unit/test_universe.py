@@ -263,6 +263,17 @@ def open_position(symbol: str, **changes: Any) -> Any:
     )
 
 
+async def test_since_when_a_symbol_is_followed_is_stored_at_the_start_and_outlives_the_process(desk: Desk) -> None:
+    assert await desk.universe.begin() == {}
+    began = {symbol: seen.followed_at for symbol, seen in (await listings(desk.store)).items()}
+    desk.clock.advance(90.0)
+    again = Universe(desk.parts, desk.universe._rest)
+
+    assert await again.begin() == began == dict.fromkeys((A, B), NOW)
+    await again.look()
+    assert {symbol: seen.followed_at for symbol, seen in (await listings(desk.store)).items()} == began
+
+
 # ---- rows while running
 
 

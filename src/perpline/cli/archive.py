@@ -58,7 +58,10 @@ def archive(
     """
     settings = load_settings(config, os.environ, {"database_url": database})
     url = settings.database_url.get_secret_value()
-    wanted = checked_tables(tables)
+    try:
+        wanted = checked_tables(tables)
+    except NeedsPerson as error:
+        raise typer.BadParameter(str(error), param_hint="--tables") from None
     clock = SystemClock()
     first_kept = clock.now_ms() // DAY_MS * DAY_MS - LEAST_DAYS * DAY_MS
     until = first_kept if before is None else time_ms(before, "--before")
@@ -122,6 +125,7 @@ def _progress() -> Progress:
         TextColumn("{task.description}"),
         console=stderr,
         transient=True,
+        disable=not stderr.is_terminal,  # it would leave an empty line in a log
     )
 
 

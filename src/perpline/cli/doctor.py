@@ -15,7 +15,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from perpline.bootstrap import choose_instruments, make_clock, make_data_dir, make_rest, open_store
+from perpline.bootstrap import (
+    choose_instruments,
+    followed_instruments,
+    make_clock,
+    make_data_dir,
+    make_rest,
+    open_store,
+)
 from perpline.cli.options import (
     ConfigOption,
     DatabaseOption,
@@ -108,7 +115,7 @@ async def examine(settings: Settings, rng: random.Random) -> list[Check]:
     rest = make_rest(settings, clock)
     try:
         await _run(checks, "clock", lambda: _clock(clock, rest))
-        await _run(checks, "symbols", lambda: _symbols(settings, rest))
+        await _run(checks, "symbols", lambda: _symbols(settings, rest, clock))
         if credentials is not None:
             await _private(settings, credentials, clock, rest, rng, checks)
     finally:
@@ -157,8 +164,21 @@ async def _clock(clock: Clock, rest: BinanceRest) -> Check:
     return Check("clock", "ok", found)
 
 
-async def _symbols(settings: Settings, rest: BinanceRest) -> Check:
-    instruments = await choose_instruments(settings, rest)
+async def _instruments(settings: Settings, rest: BinanceRest, clock: Clock) -> dict[str, Instrument]:
+    """What a worker would follow: by the settings and, where there is a database, its rows of `symbols`."""
+    try:
+        store = open_store(settings.database_url.get_secret_value(), read_only=True)
+    except NeedsPerson:
+        return await choose_instruments(settings, rest)  # there is none yet
+    await store.open()
+    try:
+        return (await followed_instruments(settings, rest, store, clock.exchange_now_ms())).instruments
+    finally:
+        await store.close()
+
+
+async def _symbols(settings: Settings, rest: BinanceRest, clock: Clock) -> Check:
+    instruments = await _instruments(settings, rest, clock)
     marks = {mark.symbol: mark.mark_price for mark in await rest.mark_prices()}
     most = settings.size_usdt if settings.sizing == "notional" else settings.max_symbol_usdt
     odd = [reason for each in instruments.values() if (reason := _untradable(each, marks.get(each.symbol), most))]

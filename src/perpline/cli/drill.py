@@ -1,12 +1,12 @@
 """`perpline drill`: one fault after another against a worker of its own, and whether anything was lost."""
 
 import asyncio
-import logging
 import os
 import sys
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -19,6 +19,8 @@ from perpline.drill.drills import DRILLS
 from perpline.drill.running import Drill, Result, play_all
 from perpline.drill.scene import Servers
 
+JOBS_A_CORE = 3
+"""A drill waits for its market most of the time."""
 COLOURS = {"PASS": "green", "FAIL": "bold red", "SKIP": "yellow"}
 
 
@@ -30,7 +32,8 @@ def drill(
         int | None, typer.Option(help="Repeats a run; default: today's date, UTC.", show_default=False)
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(help="How many side by side; default: one a core.", min=1, max=64, show_default=False)
+        int | None,
+        typer.Option(help="How many side by side; default: three a core.", min=1, max=64, show_default=False),
     ] = None,
     database: Annotated[
         str | None,
@@ -47,9 +50,10 @@ def drill(
         _print_list(as_json)
         return
     drills = _chosen(names or [], every)
+    _check_url(database, "--database", ("postgresql",))
+    _check_url(redis, "--redis", ("redis", "unix"))
     seed = today() if seed is None else seed
-    jobs = jobs or min(len(drills), max(1, os.cpu_count() or 1))
-    logging.getLogger("perpline.simulation").setLevel(logging.ERROR)  # cuts are meant here
+    jobs = jobs or JOBS_A_CORE * max(1, os.cpu_count() or 1)
 
     async def main(stop: asyncio.Event) -> list[Result] | None:
         servers = Servers(database, redis)
@@ -96,9 +100,17 @@ def _chosen(names: list[str], every: bool) -> list[Drill]:
     unknown = [name for name in names if name not in DRILLS]
     if unknown:
         raise typer.BadParameter(f"no drill is called {unknown[0]}; perpline drill --list shows all")
+    if names and every:
+        raise typer.BadParameter("name drills or say --all, not both")
     if not names and not every:
-        raise typer.BadParameter("name drills, or say --all; --list shows what there is")
+        raise typer.BadParameter("name drills or say --all; --list shows what there is")
     return list(DRILLS.values()) if every else [DRILLS[name] for name in dict.fromkeys(names)]
+
+
+def _check_url(url: str | None, option: str, schemes: tuple[str, ...]) -> None:
+    parts = urlsplit(url or "")
+    if url is not None and (parts.scheme not in schemes or not (parts.netloc or parts.path.strip("/"))):
+        raise typer.BadParameter(f"it is no URL {'://… or '.join(schemes)}://…", param_hint=option)
 
 
 class _Progress:

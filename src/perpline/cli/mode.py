@@ -24,6 +24,7 @@ from perpline.common.config import Settings, load_settings
 from perpline.common.errors import NeedsPerson
 from perpline.endpoint import token_file
 from perpline.exchange.binance.credentials import load_credentials
+from perpline.leadership import shown_owner
 from perpline.storage.store import Store
 from perpline.trading.mode import ALL, InForce, Mode, ModeRow, Positions, last_examination, mode_rows, set_mode
 
@@ -43,6 +44,8 @@ PositionsOption = Annotated[
 ]
 PortOption = Annotated[int | None, typer.Option(help="Port of the running worker's endpoint.", show_default=False)]
 
+IN_ROLES_MS = 120_000
+"""An inference worker renewed the lease of its group so lately: that group decides."""
 FOREVER = "forever"
 HISTORY = 20
 _UNITS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -161,6 +164,8 @@ def _set(
         if mode == Mode.LIVE:
             await check_live(store, settings, confirm)
         now = await _now(settings)
+        if mode != Mode.OFF:
+            await check_role(store, settings, now)
         until = None if lasts_ms is None else now + lasts_ms
         asked: dict[str, Any] = {"positions": positions, "by": who(), "reason": reason, "slot": settings.slot}
         await set_mode(store, names, mode, now=now, until=until, **asked)
@@ -188,6 +193,16 @@ async def check_live(store: Store, settings: Settings, confirm: bool) -> None:
         raise NeedsPerson("perpline doctor found something that must be mended before live trading: run it again")
     if not confirm and not any(row.mode == Mode.LIVE for row in await mode_rows(store)):
         raise NeedsPerson("this would be the first live trading: add --confirm-live if real money is meant")
+
+
+async def check_role(store: Store, settings: Settings, now: int) -> None:
+    """Raises NeedsPerson where inference workers decide, for these trade nothing."""
+    lease = await store.lease(f"missed:{settings.slot}")
+    if lease is not None and lease.owner and abs(now - lease.until) < IN_ROLES_MS:
+        raise NeedsPerson(
+            f"inference workers decide for slot {settings.slot} ({shown_owner(lease.owner)} is one), and only a worker "
+            "with --role all trades: stop them and start one"
+        )
 
 
 async def _now(settings: Settings) -> int:

@@ -10,10 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from perpline.cli.config import AsJson, ConfigFile
+from perpline.cli.database import with_store
 from perpline.common.config import Settings, load_settings
+from perpline.common.errors import PerplineError
 from perpline.domain.market import RATIOS, PriceSeries
 from perpline.exchange.binance import endpoints
 from perpline.exchange.binance.endpoints import Endpoint, Pool
+from perpline.storage.sqlite import SqliteStore
+from perpline.storage.symbols import SymbolChanges, symbol_changes
 from perpline.trading.risk import Risk, bold_settings
 from perpline.websocket.subscriptions import STREAM_TYPES, ConnectionPlan, plan_connections
 
@@ -122,21 +126,23 @@ def plan(
 ) -> None:
     """Print the connections, REST requests, rows and disk that the settings lead to. Opens no connection.
 
-    Start-up, which loads windows once, and what heals holes come on top.
+    Where there is a database its list of added and removed symbols counts, unless --symbols is given. Start-up, which
+    loads windows once, and what heals holes come on top.
 
     Example: perpline plan --symbols 600
     """
     wanted = f"top:{symbols}" if symbols is not None and symbols.isdecimal() else symbols
-    answer = make_plan(load_settings(config, os.environ, {"symbols": wanted}))
+    settings = load_settings(config, os.environ, {"symbols": wanted})
+    answer = make_plan(settings, None if symbols is not None else _changes(settings))
     if as_json:
         print(msgspec.json.encode(answer).decode())
     else:
         _show(answer, Console())
 
 
-def make_plan(settings: Settings) -> Plan:
-    """The plan for these settings: arithmetic only."""
-    count = settings.top or len(set(settings.symbols) - set(settings.exclude))
+def make_plan(settings: Settings, changes: SymbolChanges | None = None) -> Plan:
+    """The plan for these settings, and what people and workers changed of the list: arithmetic only."""
+    count = _count(settings, changes or SymbolChanges())
     connections = settings.lanes * plan_connections(
         [f"S{number}" for number in range(count)],
         STREAM_TYPES,
@@ -173,6 +179,29 @@ def make_plan(settings: Settings) -> Plan:
             *bold_settings(Risk.of(settings)),
         ],
     )
+
+
+def _changes(settings: Settings) -> SymbolChanges | None:
+    """None where no database can be read, or it is none of this machine: no connection is opened for this."""
+    url = settings.database_url.get_secret_value()
+    if not url.startswith("sqlite://") or not SqliteStore.from_url(url).path.exists():
+        return None
+    try:
+        return SymbolChanges(with_store(settings, symbol_changes, read_only=True))
+    except PerplineError:
+        return None  # older tables, for one: `perpline run` says so, and the settings are planned all the same
+
+
+def _count(settings: Settings, changes: SymbolChanges) -> int:
+    """How many symbols are followed. With top:N nobody knows here which these are: what was added is taken for none of
+    them, what was removed or has ended for one of them."""
+    if settings.top is None:
+        by_settings = [symbol for symbol in settings.symbols if symbol not in settings.exclude]
+        return len(changes.followed(by_settings, settings.exclude))
+    known = {symbol for symbol in (*changes.wanted, *changes.ended) if symbol not in settings.exclude}
+    added = {symbol for symbol in known if changes.follows(symbol, ())}
+    was_added = {symbol for symbol, row in changes.wanted.items() if row.action == "add"}
+    return max(0, settings.top + len(added) - len(known - added - was_added))
 
 
 def _series(symbols: int, price_klines: bool) -> list[SeriesLoad]:
@@ -234,7 +263,7 @@ def _warnings(count: int, limits: list[PoolLoad], connections: list[ConnectionPl
         for pool in limits
         if pool.used > NEAR * pool.limit
     ]
-    fullest = max(len(connection.streams) for connection in connections)
+    fullest = max((len(connection.streams) for connection in connections), default=0)
     if fullest > NEAR * 1024:
         warnings.append(f"a connection carries {fullest} of at most 1024 streams (max_streams_per_connection)")
     if max_streams < len(STREAM_TYPES) - 1:

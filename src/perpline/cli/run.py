@@ -26,7 +26,6 @@ from perpline.cli.options import (
 )
 from perpline.common.config import load_settings
 from perpline.common.telemetry import configure_logging
-from perpline.inference_worker import run_inference
 from perpline.realtime_worker import run_rest
 from perpline.realtime_worker_ws import run_ws
 
@@ -50,10 +49,10 @@ def run(
         ),
     ] = None,
     shard: Annotated[
-        str | None, typer.Option(help="Which of how many collectors this is, as 2/3.", show_default=False)
+        str | None, typer.Option(help="With --role collector: which of how many, as 2/3.", show_default=False)
     ] = None,
     group: Annotated[
-        str | None, typer.Option(help="Inference workers of one group share the work.", show_default=False)
+        str | None, typer.Option(help="With --role inference: workers of one group share the work.", show_default=False)
     ] = None,
     record: Annotated[
         Path | None, typer.Option(help="Also write every raw frame to this file (zstd, rotated).", show_default=False)
@@ -66,7 +65,11 @@ def run(
 ) -> None:
     """Hear the market, store it, and decide once per closed minute and symbol, until Ctrl-C.
 
+    A second one with the same settings stands by. On more than one machine: docs/scaling.md.
+
     Example: perpline run --symbols BTCUSDT,ETHUSDT --database sqlite:///market.db
+
+    Example: perpline run --role collector --shard 1/2 --redis redis://10.0.0.5 --database postgresql://10.0.0.5/perpline
     """
     settings = load_settings(
         config,
@@ -87,7 +90,9 @@ def run(
     async def main(stop: asyncio.Event) -> dict[str, Any]:
         if duration is not None:
             asyncio.get_running_loop().call_later(duration, stop.set)
-        run_role = run_inference if settings.role == "inference" else run_rest if rest else run_ws
+        run_role = run_rest if rest else run_ws
+        if settings.role == "inference":
+            from perpline.inference_worker import run_inference as run_role  # Redis comes with it
         return await run_role(settings, stop, random.Random(), lambda ready: None)
 
     status = run_loop(main)

@@ -42,7 +42,7 @@ async def fetch_status(data_dir: Path, port: int, session: aiohttp.ClientSession
             return status
     except (aiohttp.ClientError, TimeoutError) as error:
         raise NeedsPerson(
-            f"the worker on port {port} does not answer ({error or 'timeout'}): it may have died; see its log"
+            f"the worker on port {port} does not answer ({str(error) or 'timeout'}): it is dead or hangs; see its log"
         ) from None
     finally:
         if own:
@@ -72,9 +72,8 @@ def status(
     console.print(
         "ready" if facts["ready"] else "not ready yet", style="bold green" if facts["ready"] else "bold yellow"
     )
-    leadership = facts.get("leadership")
-    if leadership is not None and not leadership["leads"]:
-        console.print(Text(f"stands by: {leadership['leader'] or 'nobody that is known'} leads", "yellow"))
+    if (role := role_line(facts)) is not None:
+        console.print(role)
     for line in summary_lines(facts):
         console.print(line)
     for line in trading_lines(facts["trading"]):
@@ -97,6 +96,19 @@ def status(
             console.print(f"{connection['name']} hears nothing of {silent}", style="red", markup=False)
 
 
+def role_line(facts: dict[str, Any]) -> Text | None:
+    """What this worker is for and whether another one does it; None for the only one that does everything."""
+    text, leadership = "", facts.get("leadership")
+    if facts.get("role") == "collector":
+        text = f"collector {facts['shard']}: its features go to inference workers, which decide"
+    if leadership is not None and not leadership["leads"]:
+        if leadership["holds"]:
+            return Text("cannot renew its lease: the database does not answer, and nothing is published", "red")
+        by = f"stands by: {leadership['leader'] or 'nobody that is known'} leads"
+        return Text(f"{text}; {by}" if text else by, "yellow")
+    return Text(text) if text else None
+
+
 def inference_lines(facts: dict[str, Any]) -> list[Text]:
     """An inference worker in words: whom it hears, what it has decided, what is wrong."""
     group, decisions, latency = facts["group"], facts["decisions"], facts["decisions"]["close_to_signal_ms"]
@@ -105,8 +117,9 @@ def inference_lines(facts: dict[str, Any]) -> list[Text]:
         Text("ready" if facts["ready"] else "not ready yet", "bold green" if facts["ready"] else "bold yellow"),
         Text(f"member {group['name']} of group {group['group']}, slot {facts['slot']}, model {facts['model']}"),
         Text(f"decided: {statuses}; {group['decided']:,} batches, {group['claimed']:,} of them of dead members"),
-        Text(f"close to signal: p50 {latency.get('p50')} ms, p99 {latency.get('p99')} ms"),
     ]
+    if "p50" in latency:
+        lines.append(Text(f"close to signal: p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms"))
     for shard, each in group["shards"].items():
         heard = "never" if each["heard_s"] is None else f"{each['heard_s']:.0f} s ago"
         text = f"collector {shard}: {each['symbols']} symbols, heard {heard}"
@@ -132,8 +145,8 @@ def room_lines(facts: dict[str, Any]) -> list[Text]:
         line = Text(f"database {size_text(room['database_bytes'])}")
         if room["growth_bytes_per_day"] is not None:
             line.append(f", {size_text(room['growth_bytes_per_day'])} more a day")
-        if room["spool_bytes"]:
-            line.append(f"   {size_text(room['spool_bytes'])} wait in the spool", "yellow")
+        if (spool := facts["spool"]) is not None and spool["records"]:  # the folder's size has the reserve in it
+            line.append(f"   {size_text(spool['bytes'])} wait in the spool", "yellow")
         if room["disk_free_bytes"] is not None:
             line.append(f"   {size_text(room['disk_free_bytes'])} free on the disk of {room['disk']}")
         if room["days_until_full"] is not None:

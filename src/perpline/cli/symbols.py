@@ -284,7 +284,11 @@ def _tell(changed: list[dict[str, Any]], as_json: bool) -> None:
         print_json({"changed": changed})
         return
     for facts in changed:
-        when = "the worker does it now" if facts["worker"] else "no worker answers here: a start will do it"
+        when = (
+            "the worker does it now"
+            if facts["worker"]
+            else "a running worker sees it within a second, else the next start does it"
+        )
         words = "will be followed" if facts["action"] == "add" else "will be followed no more"
         print(f"{facts['symbol']}: {words}; {when}")
         if held := facts.get("open_positions"):

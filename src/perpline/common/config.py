@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -41,6 +42,12 @@ def _none(value: object) -> object:
 
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
+
+
+def _shard(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,3}/[1-9][0-9]{0,3}", text):
+        raise ValueError("must be which of how many, as 2/3")
+    return text
 
 
 OptionalPath = Annotated[Path | None, BeforeValidator(_none)]
@@ -203,7 +210,7 @@ class Settings(BaseModel):
     role: Annotated[Literal["all", "collector", "inference"], BeforeValidator(_lower)] = "all"
     """What this process does: everything; hear the market and send features; or decide what collectors send. The parts
     of one slot share a Redis and a PostgreSQL (docs/scaling.md). Trading belongs to the role `all`."""
-    shard: str = Field("1/1", pattern=r"^[1-9]\d{0,3}/[1-9]\d{0,3}$")
+    shard: Annotated[str, AfterValidator(_shard)] = "1/1"
     """With role = collector: which of how many, as "2/3". All collectors of a slot must agree on how many."""
     group: str = Field("inf", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")
     """With role = inference: workers of one group share the work; a slot wants one group only."""
@@ -457,7 +464,8 @@ def _home_expanded(text: str, env: Mapping[str, str]) -> Path:
 def _explain(error: ValidationError, values: Mapping[str, tuple[object, str]]) -> str:
     """One line about the first thing that is wrong; the others are found when it is mended."""
     first = error.errors(include_url=False, include_context=False)[0]
-    message = re.sub("^Value error, ", "", first["msg"]).replace("Input should be", "must be", 1)
+    message = re.sub("^Value error, ", "", first["msg"])
+    message = message.replace("Input should be", "must be", 1).replace("String should match pattern", "must match", 1)
     if not first["loc"]:
         return message
     name = str(first["loc"][0])

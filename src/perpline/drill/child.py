@@ -6,13 +6,11 @@ Everything else is `perpline run`. The points are places in the real parts, wrap
 are counted from SIGUSR1 on (`while-starting` from the start on); death is SIGKILL, so nothing is tidied up.
 """
 
-import json
 import os
-import random
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from importlib import import_module
 from typing import Any, Final
 
 POINTS: Final = {
@@ -47,37 +45,8 @@ def main(words: list[str]) -> int:
         _die_at(point, after)
     if step_ms:
         _step_clock(step_ms)
-    return _run(words)
-
-
-def _run(words: list[str]) -> int:
-    """As `perpline run --json --config FILE` does."""
-    import asyncio
-
-    from perpline.common.config import load_settings
-    from perpline.common.telemetry import configure_logging
-    from perpline.realtime_worker_ws import run_ws
-
-    settings = load_settings(Path(words[words.index("--config") + 1]), {}, {})
-    configure_logging(settings.log_level, settings.log_format, sys.stderr)
-
-    async def until_stopped() -> dict[str, Any]:
-        stop = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-        return await run_ws(settings, stop, random.Random(), lambda ready: None)
-
-    with asyncio.Runner(loop_factory=_new_event_loop()) as runner:
-        status = runner.run(until_stopped())
-    print(json.dumps(status), flush=True)
-    return 0
-
-
-def _new_event_loop() -> Any:
-    try:
-        from uvloop import new_event_loop
-    except ImportError:
-        return None
-    return new_event_loop
+    code: int = import_module("perpline.cli.main").main(words)  # by name, as `python -m perpline` would
+    return code
 
 
 def _die_at(point: str, after: int) -> None:

@@ -1,7 +1,9 @@
 """Plays drills: each on a scene of its own, some side by side, and a result for each."""
 
 import asyncio
+import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -9,17 +11,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import msgspec
 from msgspec import Struct
 
 from perpline.bootstrap import open_store
+from perpline.drill.forge import Child
 from perpline.drill.scene import BusKind, CannotBeDone, Kind, Scene, Servers, open_scene
 from perpline.drill.score import Score, judge
 from perpline.drill.worker import WorkerFailed
 
 LIMIT_S: Final = 45.0
 """Of wall time. What takes longer has failed. Where nothing else needs the processor no drill takes 30."""
-SPEED: Final = 40.0
-"""A minute takes 1.5 s, and the 30 s within which it is decided take 0.75 s."""
+STDERR: Final = 2
+SPEED: Final = 30.0
+"""A minute takes 2 s, and the 30 s within which it is decided take one."""
 
 Play = Callable[[Scene], Awaitable[None]]
 
@@ -41,6 +46,8 @@ class Drill(Struct, frozen=True, kw_only=True):
     starts: bool = True
     """Whether the workers are started and ready before the drill begins; otherwise it starts them itself."""
     settings: Mapping[str, object] = {}
+    each: tuple[Mapping[str, object], ...] = ()
+    """What each worker has beside `settings`: one worker for each of these, where there are any."""
     exchange: Mapping[str, Any] = {}
     special: tuple[str, ...] = ()
     """Words for `perpline.drill.child`, of the first start."""
@@ -48,6 +55,16 @@ class Drill(Struct, frozen=True, kw_only=True):
     """Whole market minutes after the fault that have to be well."""
     begins: tuple[float, float] = (-5.0, 50.0)
     """In which market seconds from the first T that counts."""
+
+
+class Job(Struct, kw_only=True):
+    """What a process that plays one drill is told."""
+
+    name: str
+    seed: int
+    database_url: str | None
+    no_postgres: str
+    redis_url: str | None
 
 
 class Result(Struct, kw_only=True):
@@ -93,13 +110,13 @@ async def play_all(
     began: Callable[[str], None] = lambda name: None,
     ended: Callable[[Result], None] = lambda result: None,
 ) -> list[Result]:
-    """Play them, `jobs` side by side; results in the order of the drills."""
+    """Play these of DRILLS, each in a process of its own, `jobs` side by side; results in the order of the drills."""
     places = asyncio.Semaphore(jobs)
 
     async def one(drill: Drill) -> Result:
         async with places:
             began(drill.name)
-            result = await play(drill, seed, servers)
+            result = await _played_apart(drill, seed, servers)
         ended(result)
         return result
 
@@ -108,8 +125,48 @@ async def play_all(
     return [task.result() for task in tasks]
 
 
+async def _played_apart(drill: Drill, seed: int, servers: Servers) -> Result:
+    """`play` in another process (`perpline.drill.player`)."""
+    url = await servers.postgres() if drill.database == "postgres" else None
+    job = Job(
+        name=drill.name, seed=seed, database_url=url, no_postgres=servers.no_postgres, redis_url=servers.redis_url
+    )
+    began_s = time.monotonic()
+    with tempfile.TemporaryFile() as said:
+        player = await servers.forge.start(
+            "perpline.drill.player:play_one", [msgspec.json.encode(job).decode()], environment=os.environ,
+            stdout=said.fileno(), stderr=STDERR, patient=True,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(LIMIT_S + 15.0):
+                code = await player.wait()
+        except TimeoutError:
+            code = None
+        finally:
+            await _ended(player)
+        said.seek(0)
+        output = said.read()
+    try:
+        return msgspec.json.decode(output, type=Result)
+    except msgspec.DecodeError:
+        return Result(
+            name=drill.name, seed=seed, promise=drill.promise, result="FAIL", score=None,
+            reason=f"the process of the drill ended by itself ({code})",
+            seconds=round(time.monotonic() - began_s, 1),
+        )  # fmt: skip
+
+
+async def _ended(player: Child) -> None:
+    player.send(signal.SIGTERM)
+    try:
+        async with asyncio.timeout(5.0):
+            await player.wait()
+    except TimeoutError:
+        player.send(signal.SIGKILL)
+
+
 async def play(drill: Drill, seed: int, servers: Servers) -> Result:
-    """One drill. What it needs and is not here makes it a SKIP; whatever breaks in between makes it a FAIL."""
+    """One drill, its exchange in this process. What is wanted and not here: a SKIP; what breaks: a FAIL."""
     folder = Path(tempfile.mkdtemp(prefix=f"perpline-drill-{drill.name}-{seed}-"))
     began_s = time.monotonic()
     score: Score | None = None
@@ -137,7 +194,8 @@ async def play(drill: Drill, seed: int, servers: Servers) -> Result:
 async def _scored(drill: Drill, seed: int, servers: Servers, folder: Path) -> Score:
     async with open_scene(
         seed=seed, name=drill.name, folder=folder, servers=servers, symbols=drill.symbols, speed=drill.speed,
-        database=drill.database, bus=drill.bus, workers=drill.workers, trades=drill.trades, settings=drill.settings,
+        database=drill.database, bus=drill.bus, each=drill.each or ({},) * drill.workers, trades=drill.trades,
+        settings=drill.settings,
         exchange_options=drill.exchange,
     ) as scene:  # fmt: skip
         listening = [asyncio.create_task(scene.listen())] if scene.redis_url else []

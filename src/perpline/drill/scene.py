@@ -8,7 +8,7 @@ from what a worker says of itself but the health that `seconds_to_heal` is measu
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -22,8 +22,9 @@ import apsw
 from perpline.bootstrap import open_store
 from perpline.common.clock import SystemClock
 from perpline.domain.order import Leg, read_client_id
+from perpline.drill.forge import Forge, new_forge
 from perpline.drill.proxy import Dial, Proxy
-from perpline.drill.score import EXCUSED_AFTER_S, Asked, CandleKey, Decided, Down, Facts, Numbers, Told
+from perpline.drill.score import Asked, CandleKey, Decided, Down, Facts, Numbers, Told
 from perpline.drill.servers import NoServer, PostgresServer, ValkeyServer
 from perpline.drill.worker import WorkerFailed, WorkerProcess
 from perpline.simulation.faults import Faults, changed
@@ -44,8 +45,10 @@ KEY: Final = "sim-key"
 KEYS: Final = {"PERPLINE_BINANCE_API_KEY": KEY, "PERPLINE_BINANCE_API_SECRET": "sim-secret"}
 """Those of the simulated exchange's account. For the worker's environment alone: they stand in no file."""
 LOOK_EVERY_S: Final = 0.1
-START_TAKES_S: Final = 2.6
+START_TAKES_S: Final = 3.5
 """About what a worker needs until it is ready, wall seconds."""
+WHOLE_LIMIT_S: Final = 8.0
+OPEN_GAPS: Final = "SELECT id FROM gaps WHERE series LIKE 'candles_%' AND repaired_at IS NULL"
 HEAL_LIMIT_S: Final = 12.0
 SETTLED_MS: Final = 8_000
 NEVER_MS: Final = 33_000
@@ -69,24 +72,37 @@ class Servers:
 
     database_url: str | None = None
     redis_url: str | None = None
+    no_postgres: str = ""
+    """Why no PostgreSQL can be had."""
+    _forge: Forge | None = None
     _postgres: PostgresServer | None = None
-    _no_postgres: str = ""
     _databases: int = 0
     _starting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    @property
+    def forge(self) -> Forge:
+        """Where processes are started."""
+        if self._forge is None:
+            self._forge = new_forge()
+        return self._forge
+
     async def new_database(self) -> tuple[str, Dial]:
         """The URL of a database without tables, and how its server is reached. Raises CannotBeDone."""
-        server = self.database_url
+        server = await self.postgres()
         if server is None:
-            async with self._starting:
-                await asyncio.to_thread(self._start_postgres)
-            if self._postgres is None:
-                raise CannotBeDone(f"no PostgreSQL here: {self._no_postgres}; --database names a server")
-            server = self._postgres.url()
+            raise CannotBeDone(f"no PostgreSQL here: {self.no_postgres}; --database names a server")
         self._databases += 1
         name = f"perpline_drill_{random.SystemRandom().getrandbits(40):x}_{self._databases}"
         await _postgres_rows(server, f'CREATE DATABASE "{name}"')
         return _with_database(server, name), _dial(server)
+
+    async def postgres(self) -> str | None:
+        """The URL of the server, started where none is named; None where none can be had, as `no_postgres` says."""
+        if self.database_url is not None:
+            return self.database_url
+        async with self._starting:
+            await asyncio.to_thread(self._start_postgres)
+        return None if self._postgres is None else self._postgres.url()
 
     async def drop_database(self, url: str) -> None:
         server = self.database_url or (self._postgres.url() if self._postgres is not None else None)
@@ -96,16 +112,18 @@ class Servers:
                 await _postgres_rows(server, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
     async def close(self) -> None:
+        if self._forge is not None:
+            await self._forge.close()
         if self._postgres is not None:
             await asyncio.to_thread(self._postgres.remove)
 
     def _start_postgres(self) -> None:
-        if self._postgres is not None or self._no_postgres:
+        if self._postgres is not None or self.no_postgres:
             return
         try:
             server = PostgresServer()
         except (NoServer, OSError) as error:
-            self._no_postgres = str(error)
+            self.no_postgres = str(error)
             return
         server.start()
         self._postgres = server
@@ -128,6 +146,8 @@ class Scene:
         self.expected: dict[str, tuple[int, int]] = {}
         """First and last T by symbol. A drill may change it where contracts come and go."""
         self.down: list[Down] = []
+        self.young: set[str] = set()
+        """Contracts with too little history for the model: `skipped_warmup` is the right answer for them."""
         self.trouble: list[str] = []
         self.first = 0
         """The first T that counts: the next one after every worker was ready."""
@@ -240,7 +260,8 @@ class Scene:
         """How many symbols have a row for T = `minute` that is no skip."""
         [[count]] = await self.rows(
             f"SELECT count(*) FROM signals WHERE slot = '{self.slot}' AND close_time = {minute} "
-            "AND (status NOT LIKE 'skipped%' OR status = 'skipped_ood')"
+            "AND (status NOT LIKE 'skipped%' OR status = 'skipped_ood' "
+            f"OR status = 'skipped_warmup' AND symbol IN ({', '.join(map(repr, ['', *self.young]))}))"
         )
         return int(count)
 
@@ -250,9 +271,18 @@ class Scene:
     # ---- around a drill
 
     async def begin(self) -> None:
-        """Wait until every worker is ready; what counts begins with the next T."""
+        """Wait until every worker is ready and its windows are whole; what counts begins with the next T.
+
+        A machine that is busy may give up a window at this speed, which is fetched soon after; no drill is about that.
+        """
         for worker in self.workers:
             await worker.ready(self.session)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + WHOLE_LIMIT_S
+        while loop.time() < until:
+            if not await self.rows(OPEN_GAPS):
+                break
+            await asyncio.sleep(0.1)
         self.counts_from_now()
 
     def counts_from_now(self) -> None:
@@ -321,8 +351,8 @@ class Scene:
             except WorkerFailed as error:
                 self.trouble.append(str(error))
                 continue
-            if self.status["messages"]["failed"]:
-                self.trouble.append(f"{self.status['messages']['failed']} messages met a bug in a handler")
+            if failed := self.status.get("messages", {}).get("failed"):  # an inference worker hears none
+                self.trouble.append(f"{failed} messages met a bug in a handler")
 
     async def facts(self, until: int, seconds_to_heal: float | None) -> Facts:
         told = await self._outbox()
@@ -348,8 +378,8 @@ class Scene:
             told=told,
             true_candles=true,
             stored_candles=stored,
-            down=self.down,
-            excused_after_ms=round(EXCUSED_AFTER_S * 1000 * self.exchange.clock.speed),
+            down=[*self.down, *(Down("too young", 0, until, symbol, "skipped_warmup") for symbol in self.young)],
+            speed=self.exchange.clock.speed,
             asked=[
                 Asked(each["client_id"], each["seen"], each["taken"])
                 for each in requests
@@ -464,7 +494,7 @@ async def open_scene(
     speed: float,
     database: Kind,
     bus: BusKind,
-    workers: int,
+    each: Sequence[Mapping[str, object]],
     trades: bool,
     settings: Mapping[str, object],
     exchange_options: Mapping[str, Any],
@@ -492,7 +522,7 @@ async def open_scene(
         scene = Scene(exchange, rng, folder, session)
         scene.trades = trades
         database_dial, bus_dial = await _servers_of(scene, stack, servers, database, bus)
-        for number in range(workers):
+        for number, other in enumerate(each):
             own = folder / f"worker-{number + 1}"
             values: dict[str, object] = {
                 "network": "custom",
@@ -514,7 +544,7 @@ async def open_scene(
                 proxy = await stack.enter_async_context(Proxy(bus_dial))
                 scene.bus_proxies.append(proxy)
                 values["redis_url"] = _through_redis(scene.redis_url, proxy.port)
-            worker = WorkerProcess(own, values | dict(settings), KEYS if trades else {})
+            worker = WorkerProcess(servers.forge, own, values | dict(settings) | dict(other), KEYS if trades else {})
             scene.workers.append(worker)
             stack.push_async_callback(worker.end)
         if trades:

@@ -13,9 +13,10 @@ MINUTE_MS: Final = 60_000
 NOT_IN_TIME_MS: Final = 10_000
 """A minute that closed so shortly before something went down had not been decided yet (market time: closing frames
 leave up to 2 s after T, and a missing one is asked for 3 s after it)."""
-EXCUSED_AFTER_S: Final = 10.0
-"""Wall seconds after the process or the exchange is back in which skipped decisions are excused (contracts.md does not
-say which seconds; a start takes wall time, as failover does)."""
+EXCUSED_AFTER_MS: Final = 10_000
+"""Market time after the process or the exchange can be reached again in which skipped decisions are excused."""
+EXCUSED_AFTER_WALL_S: Final = 3.0
+"""The same as wall time, for dialling and loading take wall time: whichever is longer in market time counts."""
 JUDGEMENTS: Final = ("skipped_ood",)
 """Skips that are the model's judgement of the market and no consequence of a fault: listed, never a failure."""
 
@@ -32,6 +33,8 @@ class Down(Struct, frozen=True):
     until: int
     symbol: str = ""
     """The one it concerns; empty for all."""
+    status: str = ""
+    """The only skip that it excuses; empty for any."""
 
 
 class Decided(Struct, frozen=True):
@@ -75,8 +78,8 @@ class Facts(Struct, kw_only=True):
     stored_candles: Mapping[CandleKey, Numbers]
     """Without those that the worker made itself for minutes that the exchange lacks."""
     down: Sequence[Down] = ()
-    excused_after_ms: int = 0
-    """EXCUSED_AFTER_S as market time."""
+    speed: float = 1.0
+    """Of market time, as against the wall's."""
     asked: Sequence[Asked] = ()
     entries: Sequence[str] = ()
     """The position that each entry order at the exchange is for."""
@@ -187,9 +190,11 @@ def _sent_twice(facts: Facts) -> list[str]:
 
 
 def _excused(skip: Decided, facts: Facts) -> bool:
-    after = facts.excused_after_ms
+    after = max(EXCUSED_AFTER_MS, round(EXCUSED_AFTER_WALL_S * 1000 * facts.speed))
     return any(
-        each.symbol in ("", skip.symbol) and each.since - NOT_IN_TIME_MS <= skip.close_time <= each.until + after
+        each.symbol in ("", skip.symbol)
+        and each.status in ("", skip.status)
+        and each.since - NOT_IN_TIME_MS <= skip.close_time <= each.until + after
         for each in facts.down
     )
 

@@ -1,11 +1,9 @@
 """`perpline run` as a child process with a folder of its own, that a drill may kill, freeze and ask how it is."""
 
 import asyncio
-import ctypes
 import json
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any, Final
 import aiohttp
 
 from perpline.drill.child import NOW_SIGNAL
+from perpline.drill.forge import Child, Forge
 
 START_LIMIT_S: Final = 20.0
 STOP_LIMIT_S: Final = 20.0
@@ -26,8 +25,9 @@ class WorkerFailed(Exception):
 class WorkerProcess:
     """One worker, started, ended and started again. Its output is in `log`, appended to by each start."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, object], extra: Mapping[str, str]) -> None:
+    def __init__(self, forge: Forge, folder: Path, settings: Mapping[str, object], extra: Mapping[str, str]) -> None:
         """`extra`: what the environment has beside ours, of which nothing that is perpline's is handed on."""
+        self._forge = forge
         self.folder = folder
         self.folder.mkdir(exist_ok=True)
         self.log = folder / "worker.log"
@@ -36,34 +36,33 @@ class WorkerProcess:
         self.is_meant_to_run = False
         """Whether somebody started it and nobody ended it on purpose."""
         self._extra = extra
-        self._process: asyncio.subprocess.Process | None = None
+        self._said = folder / "said.json"
+        self._child: Child | None = None
 
     async def start(self, *special: str) -> None:
         """Start it; with words for `perpline.drill.child` as one that does what they say to itself."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PERPLINE_")}
         environment.pop("CREDENTIALS_DIRECTORY", None)  # a key of the user's has no business here
-        module = "perpline.drill.child" if special else "perpline"
-        with self.log.open("ab") as errors:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", module, *special, "run", "--json", "--config", str(self.settings)),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=errors,
-                env=environment | dict(self._extra),
-                start_new_session=True,  # a Ctrl-C in the terminal is ours alone
-                preexec_fn=_die_with_parent() if sys.platform == "linux" else None,
-                limit=1 << 26,
+        run = ["run", "--json", "--config", str(self.settings)]
+        call = "perpline.drill.child:main" if special else "perpline.cli.main:main"
+        with self.log.open("ab") as errors, self._said.open("wb") as said:
+            self._child = await self._forge.start(
+                call,
+                [*special, *run],
+                environment=environment | dict(self._extra),
+                stdout=said.fileno(),
+                stderr=errors.fileno(),
             )
         self.is_meant_to_run = True
 
     @property
     def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
+        assert self._child is not None
+        return self._child.pid
 
     @property
     def is_alive(self) -> bool:
-        return self._process is not None and self._process.returncode is None
+        return self._child is not None and self._child.code is None
 
     async def ready(self, session: aiohttp.ClientSession, within_s: float = START_LIMIT_S) -> dict[str, Any]:
         """Its status, once it has heard every stream. Raises WorkerFailed."""
@@ -103,9 +102,8 @@ class WorkerProcess:
         return list(said.get("trouble", []))
 
     def send(self, number: int) -> None:
-        assert self._process is not None
-        with suppress(ProcessLookupError):
-            self._process.send_signal(number)
+        assert self._child is not None
+        self._child.send(number)
 
     def freeze(self) -> None:
         self.send(signal.SIGSTOP)
@@ -124,10 +122,10 @@ class WorkerProcess:
 
     async def dead(self, within_s: float = 20.0) -> int:
         """Its exit code, once it has ended (by its own doing or ours). Raises WorkerFailed where it does not."""
-        assert self._process is not None
+        assert self._child is not None
         try:
             async with asyncio.timeout(within_s):
-                code = await self._process.wait()
+                code = await self._child.wait()
         except TimeoutError:
             raise WorkerFailed(f"the worker lives on after {within_s:g} s") from None
         self.is_meant_to_run = False
@@ -135,18 +133,16 @@ class WorkerProcess:
 
     async def stop(self) -> dict[str, Any]:
         """Stop it as Ctrl-C does; the status that it prints last. Raises WorkerFailed."""
-        assert self._process is not None
-        assert self._process.stdout is not None
+        assert self._child is not None
         self.is_meant_to_run = False
         self.send(signal.SIGTERM)
         try:
             async with asyncio.timeout(STOP_LIMIT_S):
-                output = await self._process.stdout.read()
-                code = await self._process.wait()
+                code = await self._child.wait()
         except TimeoutError:
             raise WorkerFailed(f"the worker did not stop within {STOP_LIMIT_S:.0f} s: {self.last_words()}") from None
         try:
-            status: dict[str, Any] = json.loads(output.splitlines()[-1])
+            status: dict[str, Any] = json.loads(self._said.read_bytes().splitlines()[-1])
         except (ValueError, IndexError):
             raise WorkerFailed(f"the worker did not end well (exit {code}): {self.last_words()}") from None
         return status
@@ -187,9 +183,3 @@ def resident_mb(pid: int) -> float | None:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
     return None
-
-
-def _die_with_parent() -> Any:
-    """Asks the kernel to kill the worker when our process is gone (PR_SET_PDEATHSIG)."""
-    prctl = ctypes.CDLL(None).prctl  # found here: between fork and exec as little as possible
-    return lambda: prctl(1, int(signal.SIGKILL))

@@ -56,6 +56,10 @@ Send = Callable[[Sequence[str], int, Mapping[str, int]], Awaitable[None]]
 """(symbols, T, received_us): hands the features of these symbols to whoever decides."""
 
 
+class TooLate(Exception):
+    """The time to decide these minutes was over before the store took them; it may have them all the same."""
+
+
 class Features(Protocol):
     """What the engine asks of the features: `LiveFeatures`, or what came from other processes."""
 
@@ -231,11 +235,17 @@ class SignalEngine:
             "drift": None if self._drift is None else self._drift.facts(),
         }
 
-    async def recover(self, symbols: Iterable[str], since: Mapping[str, int] | None = None) -> None:
+    async def recover(
+        self,
+        symbols: Iterable[str],
+        since: Mapping[str, int] | None = None,
+        followed: Mapping[str, int] | None = None,
+    ) -> None:
         """Begin where the store says the last process ended.
 
         Minutes since then that can no longer be decided are noted as missed, but for those that closed before `since`,
-        exchange ms by symbol: it was not followed then. A symbol never seen before begins with the next minute. Must be
+        exchange ms by symbol: it was not followed then. A symbol without a decision begins where an earlier process
+        began to follow it (`followed`, exchange ms by symbol), one never seen before with the next minute. Must be
         called before the first close is delivered.
         """
         now = self._clock.exchange_now_ms()
@@ -243,7 +253,8 @@ class SignalEngine:
         decided = await self._read_on(now, expected)
         for symbol in expected:
             joined = last_boundary((since or {}).get(symbol, 0))
-            self._last[symbol] = self._begins[symbol] = max(decided.get(symbol, last_boundary(now)), joined)
+            begun = last_boundary(min(now, (followed or {}).get(symbol, now)))
+            self._last[symbol] = self._begins[symbol] = max(decided.get(symbol, begun), joined)
             self._joined[symbol] = joined if symbol in decided else self._last[symbol]
         self._sweep(now)
 
@@ -339,8 +350,11 @@ class SignalEngine:
 
     @property
     def is_deciding(self) -> bool:
-        """Whether a decision is due or on its way out; also, for a day, if another process has published it."""
-        return bool(self._due or self._unpublished)
+        """Whether a decision is due or on its way out. One that has waited for the bus for longer than a minute has to
+        be decided is on its way no more: rows need not wait for it."""
+        newest = next(reversed(self._unpublished.values()), None)
+        is_on_its_way = newest is not None and self._clock.exchange_now_ms() <= newest.close_time + self._within_ms
+        return bool(self._due) or is_on_its_way
 
     @property
     def undecided(self) -> list[str]:
@@ -526,8 +540,9 @@ class SignalEngine:
         for t in [t for t in self._rows_of_minute if t < over - 10 * MINUTE_MS]:
             del self._rows_of_minute[t]
         self._left = [left for left in self._left if left[1] >= over - 10 * MINUTE_MS]
-        for key in [key for key in self._unpublished if key[1] < over - REMEMBERED_MS]:
-            del self._unpublished[key]  # published by another process on the same store
+        # Published by another process, or waiting for the bus for so long that nobody asks how long it took.
+        for key in [key for key in self._unpublished if key[1] < over - 10 * MINUTE_MS]:
+            del self._unpublished[key]
 
     # ---- deciding, with others ----
 
@@ -537,9 +552,17 @@ class SignalEngine:
         return self._begins
 
     async def decide_received(self, symbols: Sequence[str], close_time: int, received_us: Mapping[str, int]) -> None:
-        """Decide these symbols for T, whose features are here. Others may do the same: one of us wins."""
+        """Decide these symbols for T, whose features are here. Others may do the same: one of us wins.
+
+        Raises TooLate where the store was away until the time to decide was over.
+        """
         self._received_us.update(received_us)
-        await self.run_inference(symbols, close_time)
+        try:
+            await self.run_inference(symbols, close_time)
+        except TooLate:
+            for symbol in symbols:
+                self._unpublished.pop((symbol, close_time), None)
+            raise
 
     def on_received(self, symbols: Iterable[str], close_time: int) -> None:
         """The features of these symbols at T are here, whoever decides them."""
@@ -906,6 +929,9 @@ class SignalEngine:
                 await self._clock.sleep_wall(min(0.05 * 2**failures, 2.0))
                 if not self._decides:
                     raise Fenced("the lease was lost while the database was away") from error
+                if self._speaks is not None and self._is_too_late(decisions):
+                    self._announcements = announcements + self._announcements
+                    raise TooLate("the database was away until the minute was over") from error
         if committed.differs is not None:
             self._announcements = announcements + self._announcements
             self._correct({decision.symbol for decision in decisions}, decisions[0].close_time, committed.differs)
@@ -920,6 +946,12 @@ class SignalEngine:
             self._wake_publisher(committed.messages)
         self._on_decided(committed.decisions)
         return committed.decisions
+
+    def _is_too_late(self, decisions: Sequence[Decision]) -> bool:
+        """Where several processes decide, another may have the next minute of these symbols: no minute is decided after
+        its time, so that none is stored after a later one. Whoever leads gives it the row of a missed one."""
+        decided = [one.close_time for one in decisions if one.status is not Status.SKIPPED_MISSED]
+        return bool(decided) and self._clock.exchange_now_ms() > max(decided) + self._within_ms
 
     async def _store_all(
         self, decisions: Sequence[Decision], predictions: Sequence[Prediction], messages: Sequence[Message]

@@ -14,7 +14,7 @@ from perpline.domain.candle import MINUTE_MS, last_boundary
 from perpline.domain.instrument import Instrument
 from perpline.features.catalogue import CATALOGUE, schema_hash
 from perpline.features.received import ReceivedFeatures
-from perpline.signals.engine import UNIVERSE_WAIT_MS, SignalEngine
+from perpline.signals.engine import UNIVERSE_WAIT_MS, SignalEngine, TooLate
 from perpline.storage.store import Store
 
 log = structlog.get_logger("perpline.group")
@@ -321,9 +321,13 @@ class GroupMember:
             self.too_late += 1
             return set()  # whoever leads writes its rows
         self._received.at(close_time)
-        await self.engine.decide_received(
-            symbols, close_time, {each: self._received.received_us(each) for each in symbols}
-        )
+        try:
+            await self.engine.decide_received(
+                symbols, close_time, {each: self._received.received_us(each) for each in symbols}
+            )
+        except TooLate:
+            self.too_late += 1
+            return set()
         self.decided += 1
         return {close_time}
 

@@ -202,13 +202,24 @@ class SimulatedExchange:
     def disconnect(self, route: Where = "all", at_most: int | None = None) -> int:
         """Cut the connections of this route (or all) without a word, of each route `at_most` so many; how many there
         were."""
-        cut = [connection for connection in self._connections if route in ("all", connection.route)]
-        if at_most is not None:
-            routes = {connection.route for connection in cut}
-            cut = [each for one in routes for each in [link for link in cut if link.route == one][:at_most]]
+        cut = self._of_route(route, at_most)
         for connection in cut:
             connection.cut()
         return len(cut)
+
+    def go_silent(self, route: Where = "all", at_most: int | None = None) -> int:
+        """As `disconnect`, but the connections stay half open: they say, answer and close nothing any more."""
+        gone = self._of_route(route, at_most)
+        for connection in gone:
+            connection.meet(HalfOpen())
+        return len(gone)
+
+    def _of_route(self, route: Where, at_most: int | None) -> list["_Connection"]:
+        found = [connection for connection in self._connections if route in ("all", connection.route)]
+        if at_most is None:
+            return found
+        routes = {connection.route for connection in found}
+        return [each for one in routes for each in [link for link in found if link.route == one][:at_most]]
 
     async def wait_failed(self) -> None:
         """Waits until a task of the exchange fails, and raises what it raised."""

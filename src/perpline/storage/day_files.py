@@ -176,7 +176,7 @@ def _pyarrow() -> tuple[Any, Any]:
     try:
         import pyarrow  # an extra, and slow to import
         from pyarrow import parquet
-    except ModuleNotFoundError:
+    except ImportError:
         raise NeedsPerson("Parquet files need one more package: pip install 'perpline[analytics]'") from None
     return pyarrow, parquet
 

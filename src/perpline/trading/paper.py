@@ -4,7 +4,8 @@ Its rules (docs/trading.md). A market order fills whole and at once at the price
 (`slippage_estimate`), made worse by what live fills have cost beyond that estimate so far (`twins`), on the tick
 against us; the fee is that of a taker. Margin is isolated. A resting stop triggers on the mark price and fills like a
 market order. A position whose margin is used up is liquidated and loses all of that margin. Funding is paid at each
-settlement, for what was open at that instant.
+settlement, for what was open at that instant. What is open in a contract that has ended is settled at the last mark
+price.
 
 Nothing is kept but in the tables: what holds after a start is the fold of the stored fills, incomes and resting stops.
 A fill that was told and not stored has never been.
@@ -51,6 +52,8 @@ NEWEST_TWINS = 500
 MOST_CALIBRATION_BPS = 50.0
 REMEMBERED = 10_000
 """Orders of this run that can be looked up."""
+SETTLED_AFTER_MS = 10 * MINUTE_MS
+"""A contract of which nobody has known anything for so long has ended: two of the exchange's lists lacked it."""
 FUNDING_LOOKBACK_MS = 3 * 24 * 60 * MINUTE_MS
 """How far before the last paid settlement others are looked for that nobody saw."""
 
@@ -133,6 +136,7 @@ class PaperExecutor:
         """The last word about each order of this run, by client id."""
         self._ended_stops: dict[str, StopReport] = {}
         self._marks: dict[str, MarkPrice] = {}
+        self._unknown_since: dict[str, int] = {}
         self._settled: dict[str, set[int]] = {}
         """The minutes of the funding that was paid, by symbol."""
         self.calibration_bps = 0.0
@@ -203,11 +207,13 @@ class PaperExecutor:
             self._later(self._on_report, replace(order, source="query"))
 
     async def run(self) -> None:
-        """Every minute, pay the funding of settlements that the mark price stream did not show, and learn of twins."""
+        """Every minute, pay the funding of settlements that the mark price stream did not show, settle what is open in
+        contracts that have ended, and learn of twins."""
         while True:
             await self._clock.sleep(MINUTE_MS / 1000)
             try:
                 await self.settle_stored()
+                await self.settle_ended()
                 await self.calibrate()
             except Unavailable:
                 continue  # the rows stay where they are, and the next minute looks again
@@ -226,6 +232,33 @@ class PaperExecutor:
                 price = mark if mark == mark else self._mark_of(symbol)
                 if price is not None:
                     self._settle(symbol, int(time), float(rate), float(price))
+
+    async def settle_ended(self) -> None:
+        """Close what is open in contracts that have ended, at the last mark price. Raises Unavailable.
+
+        Also in those that nobody here knows for `SETTLED_AFTER_MS`: they ended while no worker ran.
+        """
+        now = self._clock.exchange_now_ms()
+        for symbol, holding in list(self._holdings.items()):
+            instrument = self._instrument(symbol)
+            if holding.quantity == 0 or (instrument is not None and not instrument.has_ended(now)):
+                self._unknown_since.pop(symbol, None)
+                continue
+            if instrument is None and now - self._unknown_since.setdefault(symbol, now) < SETTLED_AFTER_MS:
+                continue
+            price = await self._last_mark(symbol)
+            if holding.quantity != 0:  # else it was closed meanwhile
+                name = "settlement_autoclose"
+                self._close_by_exchange(symbol, holding.entry if price is None else Decimal(repr(price)), name)
+
+    async def _last_mark(self, symbol: str) -> float | None:
+        if (mark := self._mark_of(symbol)) is not None:
+            return mark
+        name = symbol.replace("'", "''")
+        rows = await self._store.select(
+            f"SELECT mark_price FROM premium_index WHERE symbol = '{name}' ORDER BY minute DESC LIMIT 1"
+        )
+        return float(rows[0][0]) if rows else None
 
     # ---- the market
 
@@ -402,19 +435,23 @@ class PaperExecutor:
         level = self._liquidation_price(holding, instrument)
         if (mark.mark_price > level) if side > 0 else (mark.mark_price < level):
             return
-        quantity = abs(holding.quantity)
         # Where the margin is used up: what is left of it at the liquidation price goes to the insurance fund.
         bankrupt = _money(holding.entry * (1 - side / Decimal(self._leverage)))
-        order_id = self._number()
+        self._close_by_exchange(mark.symbol, bankrupt, "autoclose", fee=ZERO)
+
+    def _close_by_exchange(self, symbol: str, price: Decimal, name: str, fee: Decimal | None = None) -> None:
+        held, order_id = self._holding(symbol).quantity, self._number()
         closing = OrderRequest(
-            symbol=mark.symbol,
-            side="sell" if side > 0 else "buy",
-            quantity=quantity,
-            client_id=f"autoclose-{order_id}",
+            symbol=symbol,
+            side="sell" if held > 0 else "buy",
+            quantity=abs(held),
+            client_id=f"{name}-{order_id}",
             reduce_only=True,
         )
         report = self._order_report(closing, OrderStatus.FILLED, order_id, source="stream")
-        self._execute(replace(report, kind="liquidation"), bankrupt, quantity, fee=ZERO)
+        if name == "autoclose":
+            report = replace(report, kind="liquidation")
+        self._execute(report, price, abs(held), fee=fee)
 
     def _liquidation_price(self, holding: Holding, instrument: Instrument | None) -> float:
         side = 1 if holding.quantity > 0 else -1

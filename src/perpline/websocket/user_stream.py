@@ -201,7 +201,7 @@ class UserStream:
 
     async def _watch(self, transport: WSTransport, listener: Listener) -> str:
         """Wait for the end of the connection; returns why it is over, empty for an end that we planned."""
-        connected_at = self._clock.now_ms()
+        connected_at = self._clock.exchange_now_ms()  # not the host's UTC, which is set right by steps
         while True:
             try:
                 async with asyncio.timeout(_LOOK_EVERY_S):
@@ -213,22 +213,22 @@ class UserStream:
                 return self._over
             if self._in_doubt and self._clock.wall_s() - self._looked_s > LOOK_AGAIN_S:
                 await self._look()
-            if self._clock.now_ms() - connected_at > self._renew_after_s * 1000:
+            if self._clock.exchange_now_ms() - connected_at > self._renew_after_s * 1000:
                 return ""
 
     async def _keep(self) -> None:
         """Keep the key alive for as long as the connection lasts; where that fails for good, end the connection."""
-        kept_at = self._clock.now_ms()
+        kept_at = self._clock.exchange_now_ms()
         wait_s = self._keep_every_s
         while True:
             await self._clock.sleep(wait_s)
             try:
                 await self._keep_key()
                 self.keys_kept += 1
-                kept_at, wait_s = self._clock.now_ms(), self._keep_every_s
+                kept_at, wait_s = self._clock.exchange_now_ms(), self._keep_every_s
             except PerplineError as error:
                 log.warning("listen_key_not_kept", reason=str(error), action="orders")
-                if isinstance(error, Refused) or self._clock.now_ms() - kept_at > KEY_LIFE_S * 1000:
+                if isinstance(error, Refused) or self._clock.exchange_now_ms() - kept_at > KEY_LIFE_S * 1000:
                     self.renew(f"the listen key could not be kept: {error}")
                     return
                 # It still has half an hour: a connection that works is not given up for a request that failed.

@@ -16,6 +16,7 @@ from perpline.exchange.binance.rest import BinanceRest
 from perpline.exchange.binance.weight import WeightLedger
 from perpline.simulation.faults import Faults
 from perpline.simulation.server import SimulatedExchange
+from perpline.storage.symbols import SymbolChange, store_symbols
 from perpline.trading.mode import last_examination
 from running import command
 
@@ -148,6 +149,20 @@ async def test_positions_too_small_for_every_symbol_are_found_before_the_first_o
     assert "0.5" in _untradable(instruments[0], 1.0, 0.5)
     assert _untradable(instruments[0], 1.0, 1e6) == ""
     assert "no mark price" in _untradable(instruments[0], None, 1e6)
+
+
+async def test_the_symbols_are_those_that_a_worker_would_follow(tmp_path: Path) -> None:
+    async with simulated() as exchange:
+        chosen = settings(exchange, tmp_path)
+        store = open_store(chosen.database_url.get_secret_value())
+        await store.open()
+        gone = SymbolChange(symbol="ETHUSDT", action="remove", changed_at=7, by="me", reason="")
+        await store_symbols(store, [gone])
+        await store.close()
+        checks = await examine(chosen, random.Random(1))
+
+    [found] = [check.found for check in checks if check.name == "symbols"]
+    assert found == "1 with prices, steps and limits"
 
 
 def test_the_command_prints_every_check_and_exits_with_1_where_one_failed() -> None:

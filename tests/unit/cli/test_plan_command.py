@@ -1,3 +1,4 @@
+import asyncio
 import json
 import os
 from collections import Counter
@@ -10,7 +11,9 @@ from typer.testing import CliRunner
 from perpline.cli.plan import Plan, make_plan, plan
 from perpline.common.config import load_settings
 from perpline.common.errors import NeedsPerson
+from perpline.storage.sqlite import SqliteStore
 from perpline.storage.store import TABLES
+from perpline.storage.symbols import SymbolChange, SymbolChanges, store_symbols
 
 app = typer.Typer()
 app.command()(plan)
@@ -130,3 +133,42 @@ def test_the_printed_plan_has_the_sums_the_parts_and_the_warnings() -> None:
 
 def test_help_has_an_example() -> None:
     assert "Example: perpline plan --symbols 600" in run("--help")
+
+
+def changed(*rows: tuple[str, str]) -> SymbolChanges:
+    return SymbolChanges(
+        SymbolChange(symbol=symbol, action=action, changed_at=7, by="me", reason="")  # type: ignore[arg-type]
+        for action, symbol in rows
+    )
+
+
+@pytest.mark.parametrize(
+    ("symbols", "rows", "count"),
+    [
+        (("AUSDT", "BUSDT"), [("add", "CUSDT"), ("remove", "AUSDT"), ("remove", "XUSDT")], 2),
+        (("AUSDT", "BUSDT"), [("delisted", "AUSDT"), ("delisted", "BUSDT")], 0),
+        ("top:30", [("add", "CUSDT"), ("remove", "AUSDT"), ("delisted", "BUSDT")], 29),
+        ("top:30", [("add", "CUSDT"), ("delisted", "CUSDT")], 30),
+        ("top:30", [("remove", "AUSDT"), ("add", "AUSDT"), ("add", "BUSDT")], 32),
+    ],
+)
+def test_what_people_added_and_removed_is_planned(symbols: object, rows: list[tuple[str, str]], count: int) -> None:
+    settings = load_settings(None, {"HOME": "/home/someone"}, {"symbols": symbols})
+
+    assert make_plan(settings, changed(*rows)).symbols == count
+
+
+def test_the_command_counts_the_rows_of_a_database_that_is_there_unless_it_is_asked_for_others(tmp_path: Path) -> None:
+    Path("perpline.toml").write_text(f"data_dir = {str(tmp_path)!r}\nsymbols = ['AUSDT', 'BUSDT']\n")
+    assert json.loads(run("--json", "--config", "perpline.toml"))["symbols"] == 2
+    assert not (tmp_path / "perpline.db").exists(), "a plan makes none"
+
+    async def add_one() -> None:
+        store = SqliteStore(tmp_path / "perpline.db")
+        await store.open()
+        await store_symbols(store, [SymbolChange(symbol="CUSDT", action="add", changed_at=7, by="me", reason="")])
+        await store.close()
+
+    asyncio.run(add_one())
+    assert json.loads(run("--json", "--config", "perpline.toml"))["symbols"] == 3
+    assert json.loads(run("--json", "--config", "perpline.toml", "--symbols", "7"))["symbols"] == 7

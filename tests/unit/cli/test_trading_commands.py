@@ -432,3 +432,20 @@ def test_a_wide_terminal_shows_every_column(here: Here, monkeypatch: pytest.Monk
         *("account", "symbol", "side", "size", "entry", "mark", "stop", "target", "at exchange", "until"),
         *("unrealised", "realised", "status"),
     ]
+
+
+def test_a_mode_that_trades_is_refused_where_inference_workers_decide(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def now(settings: Any) -> int:
+        return NOW
+
+    monkeypatch.setattr(mode_command, "_now", now)
+    here.do(lambda store: store.take_lease("missed:champion", "host/boot/ns/77/abc", 0, NOW - 1_000))
+    refused = command("mode", "paper", "--reason", "try")
+    assert (refused.code, command("mode", "off", "--reason", "try").code) == (1, 0)
+    assert "inference workers decide for slot champion (host, process 77 is one)" in refused.err
+    assert ok("mode", "show")["modes"][0]["mode"] == "off"
+
+    here.do(lambda store: store.drop_lease("missed:champion", "host/boot/ns/77/abc"))
+    assert command("mode", "paper", "--reason", "try").code == 0

@@ -5,6 +5,8 @@ import random
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
 
+import pytest
+
 from perpline.collector.gaps import CandleSequence, ClosedCandles, GapLedger
 from perpline.common.clock import ManualClock
 from perpline.common.errors import Unavailable
@@ -128,9 +130,12 @@ async def play(existing: set[int], steps: Step) -> Book:
     return book
 
 
-async def test_in_3000_seeded_histories_every_minute_is_delivered_once_in_order_and_made_where_it_is_absent() -> None:
+@pytest.mark.parametrize("histories", [600, pytest.param(3000, marks=pytest.mark.full)])
+async def test_in_seeded_histories_every_minute_is_delivered_once_in_order_and_made_where_it_is_absent(
+    histories: int,
+) -> None:
     """Losses, repeats, old messages, disorder, REST a candle behind, minutes the exchange itself lacks."""
-    for seed in range(3000):
+    for seed in range(histories):
         rng = random.Random(seed)
         existing = {n for n in range(TOTAL) if n == 0 or rng.random() > 0.05}
 

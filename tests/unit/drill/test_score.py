@@ -140,14 +140,21 @@ def test_a_skip_while_the_process_was_down_and_shortly_after_is_excused() -> Non
         (Down("the process", minute - 5, minute + 5), True),
         (Down("the process", minute + NOT_IN_TIME_MS, minute + MINUTE), True),
         (Down("the process", minute + NOT_IN_TIME_MS + 1, minute + MINUTE), False),
-        (Down("the process", T, minute - 1_000), True),
-        (Down("the process", T, minute - 1_001), False),
+        (Down("the process", T, minute - 12_000), True),
+        (Down("the process", T, minute - 12_001), False),
         (Down("its trading", minute, minute, symbol=BTC), True),
         (Down("its trading", minute, minute, symbol=ETH), False),
     ]:
-        score = judge(facts(decided=skipped("skipped_missed"), told=without, down=[down], excused_after_ms=1_000))
+        score = judge(facts(decided=skipped("skipped_missed"), told=without, down=[down], speed=4.0))
         assert score.passed is excused, down
         assert score.skipped_excused == int(excused)
+
+
+def test_at_the_markets_own_speed_ten_seconds_are_excused_after_it_was_down() -> None:
+    minute = T + MINUTE
+    for until, excused in [(minute - 10_000, True), (minute - 10_001, False)]:
+        found = judge(facts(decided=skipped("skipped_stale"), down=[Down("the exchange", T, until)]))
+        assert found.passed is excused
 
 
 def test_what_a_model_thinks_of_the_market_is_listed_and_no_failure() -> None:
@@ -169,3 +176,11 @@ def test_what_does_not_heal_fails_and_so_does_a_process_that_ended() -> None:
     assert judge(facts(seconds_to_heal=None)).reasons == ["it did not heal"]
     assert judge(facts(trouble=["a worker ended by itself"])).reasons == ["a worker ended by itself"]
     assert judge(facts(books=["fills differ"])).reasons == ["fills differ"]
+
+
+def test_what_a_contract_is_too_young_for_excuses_no_other_skip() -> None:
+    young = Down("too young", 0, LAST, BTC, "skipped_warmup")
+
+    assert judge(facts(decided=skipped("skipped_warmup"), down=[young])).passed
+    assert not judge(facts(decided=skipped("skipped_stale"), down=[young])).passed
+    assert not judge(facts(decided=skipped("skipped_warmup", symbol=ETH), down=[young])).passed

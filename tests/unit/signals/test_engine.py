@@ -750,6 +750,21 @@ async def test_what_closed_before_a_symbol_came_back_is_not_missed(store: AwaySt
     assert [t for symbol, t in missed if symbol == "SOLUSDT"] == [T0 + n * MINUTE for n in (7, 8)]
 
 
+async def test_of_a_symbol_that_a_dead_process_followed_no_minute_is_without_a_row(store: AwayStore, rows: Any) -> None:
+    made = await bench(store)
+    made.clock.set_ms(T0 + MINUTE + 100)
+    made.close(T0 + MINUTE, ("BTCUSDT",))
+    await made.engine.drain()
+    again = Bench(store, ManualClock(T0 + 4 * MINUTE + 5_000), Always())
+    await again.engine.recover(SYMBOLS, {}, dict.fromkeys(("BTCUSDT", "ETHUSDT"), T0 + 20_000))
+    await again.engine.drain()
+
+    missed = rows("SELECT symbol, close_time FROM signals WHERE status = 'skipped_missed'")
+    assert [t for symbol, t in missed if symbol == "BTCUSDT"] == [T0 + n * MINUTE for n in (2, 3)]
+    assert [t for symbol, t in missed if symbol == "ETHUSDT"] == [T0 + n * MINUTE for n in (1, 2, 3)]
+    assert [t for symbol, t in missed if symbol == "SOLUSDT"] == []
+
+
 async def test_a_minute_that_waited_for_a_forgotten_symbol_is_told_to_be_complete(store: AwayStore, rows: Any) -> None:
     made = await bench(store)
     made.clock.set_ms(T0 + MINUTE + 100)
@@ -1200,3 +1215,35 @@ async def test_an_engine_that_is_fenced_off_stands_by_and_says_so(store: AwaySto
     assert told == ["fenced"]
     assert not made.engine.decides
     assert rows("SELECT count(*) FROM signals") == [(0,)]
+
+
+async def test_rows_do_not_wait_for_decisions_that_the_bus_has_not_taken_for_a_minute(store: AwayStore) -> None:
+    """As in an outage of Redis: each look at the rows would wait a second for what nobody can hurry."""
+    made, t = await bench(store), T0 + MINUTE
+    made.clock.set_ms(t)
+    made.close(t)
+    assert made.engine.is_deciding
+    await made.engine.drain()
+    made.clock.set_ms(t + 30_000)
+    assert made.engine.is_deciding, "stored, and on its way to the bus"
+    made.clock.set_ms(t + 30_001)
+    assert not made.engine.is_deciding
+
+    made.clock.set_ms(t + MINUTE)
+    made.close(t + MINUTE)
+    await made.engine.drain()
+    assert made.engine.is_deciding, "the next one"
+    await made.publisher.flush()
+    assert not made.engine.is_deciding
+
+
+async def test_what_the_bus_does_not_take_for_hours_is_not_remembered_here(store: AwayStore) -> None:
+    made = await bench(store)
+    for n in range(1, 40):
+        made.clock.set_ms(T0 + n * MINUTE)
+        made.close(T0 + n * MINUTE)
+        await made.engine.drain()
+        made.engine.tidy(made.clock.now_ms())
+    assert len(made.engine._unpublished) <= 12 * len(SYMBOLS)
+    await made.publisher.flush()
+    assert not made.engine.is_deciding

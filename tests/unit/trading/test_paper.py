@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from perpline.common.clock import ManualClock
 from perpline.common.errors import PerplineError
@@ -484,3 +484,52 @@ def test_a_few_twins_say_nothing_and_wild_ones_not_too_much() -> None:
     assert calibration_bps([100.0] * 19) == 0
     assert calibration_bps([100.0] * 20) == 50
     assert calibration_bps([1.0, 2.0, 300.0] * 10) == 2
+
+
+# Contracts that end
+
+
+@pytest.mark.parametrize("short", [False, True])
+async def test_a_position_in_a_contract_that_has_ended_is_settled_at_its_last_mark_price(
+    store: SqliteStore, short: bool
+) -> None:
+    paper = Paper(store)
+    paper.set_book(100.0, 100.0)
+    await paper.order("sell" if short else "buy", "2")
+    paper.mark(104.0)
+    await paper.executor.settle_ended()
+    assert await paper.news() == [], "it trades"
+
+    paper.executor._instrument = lambda symbol: replace(INSTRUMENT, status="SETTLING")
+    for _ in range(2):
+        await paper.executor.settle_ended()
+    report = await paper.news()
+
+    assert (report.client_id[:21], report.side) == ("settlement_autoclose-", "buy" if short else "sell")
+    assert (report.fill.price, report.fill.quantity) == (Decimal("104.0"), 2)
+    assert report.fill.realized_pnl == (-8 if short else 8)
+    assert await paper.executor.positions() == []
+
+
+async def test_a_contract_that_ended_while_no_worker_ran_is_settled_by_the_stored_mark_and_not_before_it_is_sure(
+    store: SqliteStore,
+) -> None:
+    first = Paper(store)
+    first.set_book(100.0, 100.0)
+    await save(store, await first.order("buy", "2"))
+    marks = [("AUSDT", NOW + n * MINUTE, 97.0 - n, 97.0, 0.0, 0, 60, 0, 0) for n in range(3)]
+    await store.add_rows("premium_index", marks)
+
+    again = Paper(store, run_number=2)
+    again.executor._instrument = lambda symbol: None
+    await again.executor.open()
+    for minutes in (0, 9):
+        again.clock.set_ms(NOW + HOUR + minutes * MINUTE)
+        await again.executor.settle_ended()
+    assert await again.news() == [], "one list that lacks it may have been read badly"
+
+    again.clock.set_ms(NOW + HOUR + 10 * MINUTE)
+    await again.executor.settle_ended()
+    report = await again.news()
+    assert (report.fill.price, report.fill.realized_pnl) == (Decimal("95.0"), Decimal(-10))
+    assert again.executor.snapshot().unrealized_pnl == 0

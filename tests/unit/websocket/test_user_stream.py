@@ -15,7 +15,7 @@ import structlog
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
-from perpline.common.clock import SystemClock
+from perpline.common.clock import Host, SystemClock
 from perpline.common.errors import PerplineError, Refused, Unavailable
 from perpline.domain.order import AccountUpdate, OrderReport, StopReport, UserEvent
 from perpline.exchange.binance.endpoints import user_stream_url
@@ -83,7 +83,9 @@ class Account:
 
 
 @asynccontextmanager
-async def account(*, speed: float = 1.0, port: int | None = None, **settings: Any) -> AsyncIterator[Account]:
+async def account(
+    *, speed: float = 1.0, port: int | None = None, clock: SystemClock | None = None, **settings: Any
+) -> AsyncIterator[Account]:
     there = Account()
 
     async def handle(request: web.Request) -> web.WebSocketResponse:
@@ -107,7 +109,7 @@ async def account(*, speed: float = 1.0, port: int | None = None, **settings: An
             on_connected=there.look,
             on_event=there.hear,
             on_lost=lambda reason: there.told.append(f"lost: {reason}"),
-            clock=SystemClock(speed, anchor_ms=1_790_526_538_000),
+            clock=clock or SystemClock(speed, anchor_ms=1_790_526_538_000),
             rng=random.Random(1),
             **settings,
         )
@@ -295,3 +297,39 @@ async def test_no_text_tells_the_listen_key(caplog: pytest.LogCaptureFixture) ->
     assert any("user_event_malformed" in text for text in texts)
     for text in texts:
         assert "secretkey" not in text
+
+
+class SteppedHost(Host):
+    """A host of ours whose UTC a test sets back, while its steady clock and the exchange's time go on."""
+
+    step_s = 0
+
+    def utc_ns(self) -> int:
+        return super().utc_ns() + self.step_s * 10**9
+
+
+async def test_a_host_that_is_set_back_keeps_no_key_and_no_connection_longer_than_the_exchange_does() -> None:
+    host = SteppedHost()
+    clock = SystemClock(host=host)
+    clock.offset_ms = 0  # as measured at a start
+    async with account(clock=clock, renew_after_s=0.4) as there:
+        await until(lambda: there.stream.live)
+        host.step_s = -7200
+        await until(lambda: there.stream.connects == 2 and there.stream.live)
+        assert there.told[2] == "lost: renewed"
+
+
+async def test_a_key_that_cannot_be_kept_is_replaced_in_time_on_a_host_that_was_set_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("perpline.websocket.user_stream.KEY_LIFE_S", 0.5)
+    monkeypatch.setattr("perpline.websocket.user_stream._KEEP_AGAIN_S", 0.1)
+    host = SteppedHost()
+    clock = SystemClock(host=host)
+    clock.offset_ms = 0
+    async with account(clock=clock, keep_every_s=0.1) as there:
+        there.refuse_keeping = Unavailable("PUT /fapi/v1/listenKey: HTTP 503")
+        await until(lambda: there.stream.live)
+        host.step_s = -7200
+        await until(lambda: there.looks == 2)
+        assert any("could not be kept" in text for text in there.told)
