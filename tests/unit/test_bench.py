@@ -279,7 +279,7 @@ def test_a_soak_goes_on_where_it_ended_and_its_table_counts_every_seed(
 
     [table] = soak([1, 2], 1, file, lambda line: None)
 
-    assert table.rows == [(one.name, 2, 2, 0, 0, 0, 0, 1.5, 9.0)]
+    assert table.rows == [(one.name, 2, 2, 0, 0, 0, 0, 0, 1.5, 9.0)]
     assert [note for note in table.notes if "failed" in note or "code" in note][-2:] == [
         "states of the code (hash of its sources): b 2 runs.",
         "failed once, and counted only where it was not played again: garbage --seed 2 (code a): 2 candles lost",

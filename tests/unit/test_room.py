@@ -88,7 +88,7 @@ async def test_a_disk_that_will_be_full_within_three_days_is_an_alarm_though_the
     samples = {sample.name: sample.value for metric in room_metrics(room.facts) for sample in metric.samples}
     assert samples["perpline_disk_low"] == 1.0
     assert samples["perpline_disk_days_until_full"] == room.facts["days_until_full"]
-    [line] = room_lines({"room": room.facts, "archive": None})
+    [line] = room_lines({"room": room.facts, "archive": None, "spool": None})
     assert "full in 2 days   the disk is nearly full" in line.plain
     never, _ = watched(tmp_path, disk, disk_low_days=0)
     never._used = room._used

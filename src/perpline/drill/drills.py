@@ -104,12 +104,16 @@ async def silent_stream(scene: Scene) -> None:
     await scene.market(110)
 
 
-@drill("An exchange that accepts connections and hangs up at once is dialled with patience; REST brings the closes.")
+# Slower, and over a close: after the second failure in a row two to four wall seconds are waited, which must not be the
+# whole of a minute.
+@drill("An exchange that accepts connections and hangs up at once is dialled with patience; REST brings the closes.",
+       speed=10.0, begins=(42.0, 50.0), minutes_after=1)  # fmt: skip
 async def accept_then_hang_up(scene: Scene) -> None:
     async with scene.without("the mark prices"):
         scene.faults(hang_up=scene.rng.choice(["all", "market"]))
         scene.exchange.disconnect()
-        await scene.minutes(2)
+        known = scene.exchange.stats.connections
+        await scene.until(lambda: scene.exchange.stats.connections > known, 5.0, "a connection that is hung up")
         scene.calm()
 
 

@@ -46,7 +46,7 @@ KEYS: Final = {"PERPLINE_BINANCE_API_KEY": KEY, "PERPLINE_BINANCE_API_SECRET": "
 """Those of the simulated exchange's account. For the worker's environment alone: they stand in no file."""
 LOOK_EVERY_S: Final = 0.1
 START_TAKES_S: Final = 3.5
-"""About what a worker needs until it is ready, wall seconds."""
+"""What a worker, or two of them, need until they are ready where others are busy too, wall seconds."""
 WHOLE_LIMIT_S: Final = 8.0
 OPEN_GAPS: Final = "SELECT id FROM gaps WHERE series LIKE 'candles_%' AND repaired_at IS NULL"
 HEAL_LIMIT_S: Final = 12.0

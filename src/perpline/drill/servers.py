@@ -31,7 +31,7 @@ _SETTINGS: Final = {
     "fsync": "off",  # processes are killed here, not machines
     "full_page_writes": "off",
     "autovacuum": "off",
-    "max_connections": "60",
+    "max_connections": "200",
     "shared_buffers": "64MB",
     "max_wal_size": "512MB",
     "log_min_messages": "fatal",

@@ -40,6 +40,8 @@ _SLOTS_KEPT: dict[Priority, int] = {"orders": 0, "reconcile": 0, "heal": 0, "pol
 """Slots that a priority leaves to the more important ones."""
 LONGEST_WAIT_S: dict[Priority, float] = {"orders": 2, "reconcile": 5, "heal": 15, "polls": 120, "bulk": 600}
 """After so long in line, market time, a request is given back to its caller as Unavailable."""
+_LEAST_WAIT_S = 1.0
+"""It waits at least so long on the wall: answers, which free its slot, take wall time at any speed of the market."""
 MAX_WAITING = 1000
 
 LOOK_S = 0.5
@@ -352,7 +354,7 @@ class WeightLedger:
             cost,
             pool,
             priority,
-            now + round(LONGEST_WAIT_S[priority] * 1000),
+            now + round(max(LONGEST_WAIT_S[priority], _LEAST_WAIT_S * self._clock.speed) * 1000),
             self._clock.wall_s(),
             permit,
         )
