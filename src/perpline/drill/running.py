@@ -79,6 +79,25 @@ class Result(Struct, kw_only=True):
     seconds: float
     kept: str = ""
     """The folder with log and database of a drill that failed."""
+    before: str = ""
+    """Why it failed the first time, where it was played again."""
+
+    @property
+    def may_be_the_machine(self) -> bool:
+        """Whether it failed with nothing lost and nothing twice: waits of wall time do so where others are busy."""
+        score = self.score
+        if self.result != "FAIL":
+            return False
+        if score is None:
+            return True
+        return not (
+            score.candles_lost
+            or score.candles_wrong
+            or score.decisions_lost
+            or score.decisions_twice
+            or score.messages_lost
+            or score.orders_twice
+        )
 
     def as_json(self) -> dict[str, Any]:
         score = self.score
@@ -98,6 +117,7 @@ class Result(Struct, kw_only=True):
             "seconds_to_heal": score.seconds_to_heal if score else None,
             "seconds": self.seconds,
             **({"kept": self.kept} if self.kept else {}),
+            **({"failed_before": self.before} if self.before else {}),
         }
 
 
