@@ -27,6 +27,7 @@ from perpline.features.catalogue import CATALOGUE, schema_hash
 from perpline.features.received import ReceivedFeatures
 from perpline.inference.artefact import LoadedModel, ManifestFeature, load_artefact, write_artefact
 from perpline.inference.registry import Deployed
+from perpline.leadership import Leadership
 from perpline.signals.engine import Market, SignalEngine
 from perpline.signals.group import GroupMember
 from perpline.signals.publisher import Publisher
@@ -126,6 +127,7 @@ async def make_process(
     market: FramedMarket,
     model: LoadedModel,
     stream: FeatureStream | None = None,
+    leadership: Leadership | None = None,
 ) -> Parts:
     """Parts with full windows: everything in one process, or with a stream those of a collector."""
     symbols = market.symbols
@@ -135,7 +137,9 @@ async def make_process(
     rest = make_rest(settings, clock, alone=True)  # never asked: every close comes
     deployed = [Deployed(settings.slot, 0, model)]
     parts = make_parts(
-        settings, clock, store, MemoryBus(), instruments, rest, random.Random(0), deployed, stream=stream
+        *(settings, clock, store, MemoryBus(), instruments, rest, random.Random(0), deployed),
+        stream=stream,
+        leadership=leadership,
     )
     await parts.engine.recover(parts.symbols)
     for minute in market.history:

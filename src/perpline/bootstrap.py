@@ -992,7 +992,8 @@ def make_poller(parts: Parts, rest: MarketRest) -> RestPoller:
 
 
 async def recover_spools(parts: Parts) -> None:
-    """Recovery, first of all: what earlier processes could not store is stored now, and other series' holes are noted.
+    """Recovery, first of all: what earlier processes could not store is stored now, gaps that are none are closed, and
+    other series' holes are noted.
 
     Raises Unavailable where the database is away.
     """
@@ -1010,7 +1011,23 @@ async def recover_spools(parts: Parts) -> None:
         await spool.close()
     parts.left_spools = ()
     if parts.leadership is None or parts.leadership.holds:
+        await _close_whole_gaps(parts)
         await _note_lost_rows(parts)
+
+
+async def _close_whole_gaps(parts: Parts) -> None:
+    """Of candles: a process that ends between storing the last one of a gap and noting it leaves the gap open."""
+    for interval, length in INTERVAL_MS.items():
+        table = f"candles_{interval}"
+        stored = (
+            f"SELECT count(*) FROM {table} AS c WHERE c.symbol = gaps.symbol "
+            "AND c.open_time >= gaps.from_time AND c.open_time < gaps.to_time"
+        )
+        for symbol, start, end in await parts.store.select(
+            f"SELECT symbol, from_time, to_time FROM gaps WHERE series = '{table}' AND repaired_at IS NULL "
+            f"AND ({stored}) * {length} = to_time - from_time"
+        ):
+            parts.ledger.closed(symbol, table, start, end, "rest")
 
 
 async def _note_lost_rows(parts: Parts) -> None:

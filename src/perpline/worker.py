@@ -135,13 +135,15 @@ class Worker:
         try:
             await self.endpoint.open()
             log.info("worker_started", symbols=len(parts.symbols), port=self.endpoint.port, action="start")
+            if parts.sender is not None:
+                await parts.sender.check()  # before anything is written, the lease too
             if leadership is not None and not await leadership.attempt():
                 parts.engine.stand_by()
             keeping = asyncio.create_task(self._keep_lease(), name="lease")
             await recover_spools(parts)
             await parts.engine.recover(parts.symbols, parts.since, await self._begun())
             if parts.sender is not None:
-                await parts.sender.say()  # here, so that a wrong shard ends the start
+                await parts.sender.say()  # of two that began at once one is refused here
             await load_windows(parts)
             # A full collection that walks all the code and windows takes 0.2 s, and would fall into some early close.
             gc.collect()

@@ -179,3 +179,17 @@ def test_the_list_shows_every_drill_and_an_unknown_name_is_wrong_usage() -> None
         done = command("drill", *words)
         assert (done.code, done.out) == (2, "")
         assert "--list" in done.err or "not both" in done.err
+
+
+@pytest.mark.parametrize(
+    ("option", "url", "shown"),
+    [
+        ("--database", "postgresql://me:secret@127.0.0.1:9/x", "postgresql://me:***@127.0.0.1:9/x"),
+        ("--redis", "redis://me:secret@127.0.0.1:9", "redis://me:***@127.0.0.1:9"),
+    ],
+)
+def test_a_named_server_that_cannot_be_reached_is_one_line(option: str, url: str, shown: str) -> None:
+    done = command("drill", "leader-killed", option, url)
+
+    assert (done.code, done.out) == (1, "")
+    assert done.error_line.startswith(f"perpline: no drill can use {shown}: ")

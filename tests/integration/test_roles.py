@@ -11,16 +11,18 @@ from typing import Any
 import asyncpg
 import pytest
 
-from perpline.bootstrap import Parts
+from perpline.bootstrap import Parts, lease_name, make_rest
 from perpline.bus.feature_stream import FeatureStream
 from perpline.common.config import Settings
 from perpline.common.errors import NeedsPerson, Unavailable
 from perpline.domain.candle import MINUTE_MS
 from perpline.features import kernel
 from perpline.inference.artefact import LoadedModel
+from perpline.leadership import Leadership, new_owner
 from perpline.storage.postgres import PostgresStore
 from perpline.storage.sqlite import SqliteStore
 from perpline.storage.store import TRADING_TABLES, Store
+from perpline.worker import Worker
 from postgres_server import PostgresDatabase
 from running import Database, command, eventually, simulated
 from sharing import (
@@ -43,6 +45,8 @@ CANDLES_ONLY = {"ret_1": 300.0, "tbi_15": 3.0}
 COMPARED = {"tbi_15": 3.0, "rank_60": 0.5, "beta_1440": 0.2, "resid_60": 0.3, "btc_zret_15": 0.4, "mkt_15": 0.5}
 
 CLOSES = "SELECT close_time FROM outbox WHERE kind = 'close' ORDER BY close_time"
+
+WRITTEN = [f"SELECT * FROM {table}" for table in ("gaps", "leases", "listings", "candles_1m")]
 
 slots = (f"roles{n}" for n in count())
 
@@ -312,6 +316,31 @@ async def test_collectors_that_disagree_on_the_number_of_shards_are_refused(tmp_
         await world.start_collector("1/2")
         with pytest.raises(NeedsPerson, match=r"a collector with --shard 1/2 is running, and this one is 3/3"):
             await world.start_collector("3/3")
+
+
+async def test_a_collector_of_another_number_of_shards_is_refused_before_it_writes_anything(
+    tmp_path: Path, redis_url: str
+) -> None:
+    async with a_world(tmp_path, redis_url, None, CANDLES_ONLY) as world:
+        await world.start_collector("1/2")
+        settings = world.settings(role="collector", shard="1/1", status_port=0)
+        stream = FeatureStream(redis_url, world.slot)
+        await stream.open()
+        world.streams.append(stream)
+        leadership = Leadership(world.shared, world.clock, lease_name(settings), new_owner())
+        parts = await make_process(settings, world.clock, world.shared, world.market, world.model, stream, leadership)
+        hour_ago = T0 - 60 * MINUTE_MS
+        marks = [(symbol, hour_ago, 1.0, 1.0, 0.0, 0, 60, 0, 0) for symbol in parts.symbols]
+        await world.shared.add_rows("premium_index", marks)
+        rest = make_rest(settings, world.clock, alone=True)
+        worker = Worker(parts, rest, [], heard=lambda *_: None, waiting_for=lambda: [], on_ready=lambda said: None)
+        before = [await world.shared.select(query) for query in WRITTEN]
+
+        with pytest.raises(NeedsPerson, match=r"a collector with --shard 1/2 is running, and this one is 1/1"):
+            await worker.run(asyncio.Event())
+        await rest.close()
+
+        assert [await world.shared.select(query) for query in WRITTEN] == before
 
 
 # ---- processes, as a person would start them

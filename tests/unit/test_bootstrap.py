@@ -20,6 +20,7 @@ from perpline.bootstrap import (
     make_parts,
     measure_offset,
     open_store,
+    recover_spools,
 )
 from perpline.bus.memory import MemoryBus
 from perpline.common.clock import ManualClock
@@ -194,6 +195,27 @@ async def test_with_a_full_window_nothing_is_asked_for(store: SqliteStore, tmp_p
     assert made.features.held("BTCUSDT") == LOOKBACK
     assert made.features.vectors(["BTCUSDT"]).shape[0] == 1
     assert made.klines.last_closed["1m"]["BTCUSDT"].open_time == BOUNDARY - MINUTE
+
+
+async def test_a_gap_whose_candles_were_stored_before_the_process_ended_is_closed_at_the_next_start(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    await fill(store, START, BOUNDARY - MINUTE, without=(BOUNDARY - 5 * MINUTE,))
+    for first, last in ((20, 18), (6, 4), (9, 7)):  # the second one lacks a candle
+        await store.open_gap("BTCUSDT", "candles_1m", BOUNDARY - first * MINUTE, BOUNDARY - last * MINUTE, "test", NOW)
+    await store.open_gap("ETHUSDT", "candles_1m", BOUNDARY - 20 * MINUTE, BOUNDARY - 18 * MINUTE, "test", NOW)
+
+    made = await parts_at(store, tmp_path)
+    await recover_spools(made)
+    await made.ledger.flush()
+
+    gaps = [gap for gap in await store.gaps() if gap.series == "candles_1m"]
+    assert [(gap.symbol, gap.repaired_by) for gap in gaps] == [
+        ("BTCUSDT", "rest"),
+        ("BTCUSDT", None),
+        ("BTCUSDT", "rest"),
+        ("ETHUSDT", None),
+    ]
 
 
 async def test_only_the_remainder_of_a_window_is_asked_for(store: SqliteStore, tmp_path: Path) -> None:

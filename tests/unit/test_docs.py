@@ -10,7 +10,7 @@ import pytest
 import typer
 from click import Command
 
-from perpline.cli import main
+from perpline.cli import program
 from perpline.common.config import Settings, load_settings
 from perpline.domain.signal import Status
 from perpline.storage.sqlite import SqliteStore
@@ -26,10 +26,10 @@ def page_id(page: Path) -> str:
 
 
 def test_every_command_has_a_paragraph() -> None:
-    main.add_commands()
+    program.add_commands()
     text = "\n".join(page.read_text() for page in [README, *DOCS.glob("*.md")])
 
-    missing = [name for name in command_names(typer.main.get_command(main.app)) if f"`perpline {name}`" not in text]
+    missing = [name for name in command_names(typer.main.get_command(program.app)) if f"`perpline {name}`" not in text]
 
     assert missing == []
 

@@ -80,6 +80,7 @@ def drill(
 
     async def main(stop: asyncio.Event) -> list[Result] | None:
         servers = Servers(database, redis)
+        await servers.check()
         progress = _Progress(drills, seed, live=not as_json and sys.stdout.isatty())
         playing = asyncio.create_task(play(servers, progress))
         stopped = asyncio.create_task(stop.wait())

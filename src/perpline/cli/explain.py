@@ -56,7 +56,7 @@ def explain(
     if as_json:
         print_json(facts)
     else:
-        _print(facts)
+        explain_page(facts, Console(highlight=False, markup=False))
 
 
 async def _gather(settings: Settings, symbol: str, t: int, slot: str) -> dict[str, Any]:
@@ -203,8 +203,8 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _print(facts: dict[str, Any]) -> None:
-    console = Console(highlight=False, markup=False)
+def explain_page(facts: dict[str, Any], console: Console) -> None:
+    """Print what `explain_facts` gathered; the console reads no markup."""
     decision, prediction, model = facts["decision"], facts["prediction"], facts["model"]
     console.print(f"{facts['symbol']} at {utc_text(facts['close_time'])}, slot {facts['slot']}", style="bold")
     if decision is None:

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from perpline.accounts import Accounts
 from perpline.bootstrap import make_clock, make_rest, measure_offset, open_store
 from perpline.cli.database import who
-from perpline.cli.mode import SymbolsArgument, wake_worker
+from perpline.cli.mode import SymbolsArgument
 from perpline.cli.options import (
     ConfigOption,
     DatabaseOption,
@@ -28,7 +28,9 @@ from perpline.cli.options import (
     exchange_settings,
     print_json,
     stderr,
+    symbol_names,
 )
+from perpline.cli.worker import wake_worker
 from perpline.common.clock import Clock
 from perpline.common.config import Settings, load_settings
 from perpline.common.errors import NeedsPerson, Unavailable
@@ -78,7 +80,7 @@ def flatten(
     wanted = account or ("both" if credentials is not None else "paper")
     if wanted in ("live", "both") and credentials is None:
         raise NeedsPerson("the live account needs an API key: set api_key_file (docs/trading.md, Keys)")
-    names = [name.upper() for name in symbols or ()]
+    names = symbol_names(symbols or ())
     done = asyncio.run(_flatten(settings, credentials, wanted, names, reason))
     left = [each for each in done if each["left"] not in ("0", "0.0") or each["error"]]
     if as_json:

@@ -1,13 +1,11 @@
 """`perpline mode`: where signals are traded."""
 
 import asyncio
-import json
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import aiohttp
 import msgspec
 import typer
 from rich.console import Console
@@ -17,12 +15,19 @@ from rich.text import Text
 from perpline.bootstrap import utc_text
 from perpline.cli.books import Head, fitting_table, short_times
 from perpline.cli.database import who, with_store
-from perpline.cli.options import ConfigOption, DatabaseOption, JsonOption, print_json, stderr
-from perpline.cli.status import fetch_status
-from perpline.common.clock import SystemClock
+from perpline.cli.options import (
+    ConfigOption,
+    DatabaseOption,
+    JsonOption,
+    PortOption,
+    ReasonOption,
+    print_json,
+    stderr,
+    symbol_names,
+)
+from perpline.cli.worker import market_now, running_status, wake_worker
 from perpline.common.config import Settings, load_settings
 from perpline.common.errors import NeedsPerson
-from perpline.endpoint import token_file
 from perpline.exchange.binance.credentials import load_credentials
 from perpline.leadership import shown_owner
 from perpline.storage.store import Store
@@ -33,7 +38,6 @@ app = typer.Typer(help="Show and set where signals are traded: off, paper or liv
 SymbolsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[SYMBOL]...", help="Only these; default: all.", show_default=False)
 ]
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is stored with the change.")]
 PositionsOption = Annotated[
     Literal["keep", "protect", "flatten"],
     typer.Option(
@@ -42,7 +46,6 @@ PositionsOption = Annotated[
         "stop that rests at the exchange; flatten, close them.",
     ),
 ]
-PortOption = Annotated[int | None, typer.Option(help="Port of the running worker's endpoint.", show_default=False)]
 
 IN_ROLES_MS = 120_000
 """An inference worker renewed the lease of its group so lately: that group decides."""
@@ -65,7 +68,7 @@ def show(
     """
     settings = _settings(config, database, status_port)
     rows = with_store(settings, mode_rows, read_only=True)
-    now = asyncio.run(_now(settings))
+    now = market_now(asyncio.run(running_status(settings)))
     in_force = InForce(rows)
     standing = [in_force.of_all, *in_force.of_symbols.values()]
     if as_json:
@@ -155,7 +158,7 @@ def _set(
     if not reason.strip():
         raise typer.BadParameter("a change of mode has a reason", param_hint="--reason")
     lasts_ms = None if lasts in (None, FOREVER) else _duration_ms(str(lasts))
-    names = [_symbol(name) for name in symbols or ()]
+    names = symbol_names(symbols or ())
     unknown = [] if isinstance(settings.symbols, str) else [name for name in names if name not in settings.symbols]
     for name in unknown:
         stderr.print(f"{name} is none of the symbols in these settings", style="yellow", highlight=False)
@@ -163,14 +166,14 @@ def _set(
     async def work(store: Store) -> list[ModeRow]:
         if mode == Mode.LIVE:
             await check_live(store, settings, confirm)
-        now = await _now(settings)
+        now = market_now(await running_status(settings))
         if mode != Mode.OFF:
             await check_role(store, settings, now)
         until = None if lasts_ms is None else now + lasts_ms
         asked: dict[str, Any] = {"positions": positions, "by": who(), "reason": reason, "slot": settings.slot}
         await set_mode(store, names, mode, now=now, until=until, **asked)
         await wake_worker(settings)
-        return (await mode_rows(store))[-max(1, len(dict.fromkeys(names))) :]
+        return (await mode_rows(store))[-max(1, len(names)) :]
 
     rows = with_store(settings, work)
     if as_json:
@@ -205,39 +208,11 @@ async def check_role(store: Store, settings: Settings, now: int) -> None:
         )
 
 
-async def _now(settings: Settings) -> int:
-    """The market's time: the running worker's, for at a simulated exchange the host's is another one."""
-    try:
-        return int((await fetch_status(settings.data_dir, settings.status_port))["now"])
-    except NeedsPerson:
-        return SystemClock().now_ms()
-
-
-async def wake_worker(settings: Settings) -> None:
-    """Have the worker look at once. Where none answers nothing is lost: it looks each second, and when it starts."""
-    try:
-        access = json.loads(token_file(settings.data_dir, settings.status_port).read_text())
-        headers = {"Authorization": f"Bearer {access['token']}"}
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session,
-            session.post(f"{access['url']}/control", headers=headers),
-        ):
-            pass
-    except (OSError, ValueError, KeyError, TypeError, aiohttp.ClientError, TimeoutError):
-        return
-
-
 def _duration_ms(text: str) -> int:
     found = re.fullmatch(r"(\d{1,5})([mhd])", text.strip().lower())
     if found is None or int(found[1]) == 0:
         raise typer.BadParameter(f"no duration: {text!r}; 30m, 8h or 2d is one", param_hint="--for")
     return int(found[1]) * _UNITS[found[2]]
-
-
-def _symbol(name: str) -> str:
-    if not re.fullmatch(r"\w{1,40}", name):
-        raise typer.BadParameter(f"{name!r} is no symbol", param_hint="SYMBOL")
-    return name.upper()
 
 
 def _facts(row: ModeRow, now: int) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import re
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -46,6 +47,9 @@ DurationOption = Annotated[
     float | None, typer.Option("--duration", help="Stop after so many wall seconds.", min=0.0, show_default=False)
 ]
 
+PortOption = Annotated[int | None, typer.Option(help="Port of the running worker's endpoint.", show_default=False)]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is stored with the change.")]
+
 stderr = Console(stderr=True)
 
 
@@ -58,6 +62,14 @@ def time_ms(text: str, option: str) -> int:
     except ValueError:
         raise typer.BadParameter(f"no time: {text!r}; 2026-11-20T13:57 is one", param_hint=option) from None
     return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def symbol_names(symbols: Sequence[str]) -> list[str]:
+    """These symbols in capitals, each once."""
+    for name in symbols:
+        if not re.fullmatch(r"\w{1,40}", name):
+            raise typer.BadParameter(f"{name!r} is no symbol", param_hint="SYMBOL")
+    return list(dict.fromkeys(name.upper() for name in symbols))
 
 
 def exchange_settings(

@@ -1,7 +1,6 @@
 """`perpline symbols`: which symbols are followed."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,17 +14,19 @@ from rich.text import Text
 from perpline.bootstrap import make_rest, utc_text
 from perpline.cli.books import Head, fitting_table, short_times
 from perpline.cli.database import who, with_store
-from perpline.cli.mode import PortOption, wake_worker
 from perpline.cli.options import (
     ConfigOption,
     DatabaseOption,
     JsonOption,
     NetworkOption,
+    PortOption,
+    ReasonOption,
     RestUrlOption,
     exchange_settings,
     print_json,
+    symbol_names,
 )
-from perpline.cli.status import fetch_status
+from perpline.cli.worker import market_now, running_status, wake_worker
 from perpline.common.clock import SystemClock
 from perpline.common.config import Settings, load_settings
 from perpline.common.errors import NeedsPerson
@@ -45,7 +46,6 @@ from perpline.storage.symbols import (
 app = typer.Typer(help="Show and change which symbols are followed, while a worker runs too.", no_args_is_help=True)
 
 SymbolsArgument = Annotated[list[str], typer.Argument(metavar="SYMBOL...", show_default=False)]
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is stored with the change.")]
 
 FUNDING_BACK_MS = 3_600_000
 """A row of `premium_index` that is older than this says nothing of the next funding."""
@@ -67,16 +67,16 @@ def add(
     Example: perpline symbols add SOLUSDT --reason "wanted for the new model"
     """
     settings = _settings(config, database, status_port, network, rest_url)
-    names = _names(symbols)
+    names = symbol_names(symbols)
 
     async def work(store: Store) -> list[dict[str, Any]]:
         changes = SymbolChanges(await symbol_changes(store))
-        known, running = await listings(store), await _running(settings)
+        known, running = await listings(store), await running_status(settings)
         if excluded := [name for name in names if name in settings.exclude]:
             raise NeedsPerson(f"{', '.join(excluded)}: `exclude` in the settings is stronger, take it out there")
         by_settings = _by_settings(settings, known, changes)
         listed = await _listed(settings)
-        now = _now(running)
+        now = market_now(running)
         for name in names:
             if changes.follows(name, by_settings):
                 raise NeedsPerson(f"{name} is followed already")
@@ -100,11 +100,11 @@ def remove(
     Example: perpline symbols remove SOLUSDT --reason "too thin"
     """
     settings = _settings(config, database, status_port)
-    names = _names(symbols)
+    names = symbol_names(symbols)
 
     async def work(store: Store) -> list[dict[str, Any]]:
         changes = SymbolChanges(await symbol_changes(store))
-        known, running = await listings(store), await _running(settings)
+        known, running = await listings(store), await running_status(settings)
         followed = changes.followed(_by_settings(settings, known, changes), settings.exclude)
         nobody_knows = settings.top is not None and not known  # no worker has looked which are the top N
         for name in names:
@@ -135,7 +135,7 @@ def show(
 
     async def work(store: Store) -> tuple[list[dict[str, Any]], list[SymbolChange]]:
         rows = await symbol_changes(store)
-        known, now = await listings(store), _now(await _running(settings))
+        known, now = await listings(store), market_now(await running_status(settings))
         return [
             {**facts, "next_funding_at": await _next_funding(store, facts["symbol"], now)}
             for facts in entries(settings, rows, known)
@@ -231,24 +231,11 @@ def _by_settings(settings: Settings, known: Mapping[str, Listing], changes: Symb
 async def _change(
     store: Store, settings: Settings, action: Action, names: Sequence[str], reason: str, running: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
-    now = _now(running)
+    now = market_now(running)
     rows = [SymbolChange(symbol=name, action=action, changed_at=now, by=who(), reason=reason.strip()) for name in names]
     await store_symbols(store, rows)
     await wake_worker(settings)
     return [{**asdict(row), "worker": running is not None} for row in rows]
-
-
-async def _running(settings: Settings) -> dict[str, Any] | None:
-    """The status of the worker, None where none answers."""
-    try:
-        return await fetch_status(settings.data_dir, settings.status_port)
-    except NeedsPerson:
-        return None
-
-
-def _now(running: dict[str, Any] | None) -> int:
-    """The market's time: the running worker's, for at a simulated exchange the host's is another one."""
-    return SystemClock().now_ms() if running is None else int(running["now"])
 
 
 async def _listed(settings: Settings) -> dict[str, Instrument]:
@@ -296,13 +283,6 @@ def _tell(changed: list[dict[str, Any]], as_json: bool) -> None:
                 f"{facts['symbol']} has an open {' and '.join(held)} position: its prices are heard and its stop is "
                 "watched until it is closed; perpline flatten closes it now"
             )
-
-
-def _names(symbols: Sequence[str]) -> list[str]:
-    for name in symbols:
-        if not re.fullmatch(r"\w{1,40}", name):
-            raise typer.BadParameter(f"{name!r} is no symbol", param_hint="SYMBOL")
-    return list(dict.fromkeys(name.upper() for name in symbols))
 
 
 def _settings(

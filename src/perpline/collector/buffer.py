@@ -116,8 +116,6 @@ class Buffer:
             except Unavailable as error:
                 self._note_away(str(error))
                 await self.keep()
-                # Size does not wake us before the next look, or we would try without pause.
-                await self._clock.sleep_wall(self._check_every_s)
                 continue
             if self._away:
                 log.warning("rows_are_written_again", action="flush")
@@ -199,6 +197,10 @@ class Buffer:
             await self._clock.sleep_wall(0.01)
 
     async def _until_a_look_is_due(self) -> None:
+        if self._away:  # then size does not bring it forward, or we would try without pause
+            await self._clock.sleep_wall(self._check_every_s)
+            self._full.clear()
+            return
         look = asyncio.ensure_future(self._clock.sleep_wall(self._check_every_s))
         full = asyncio.ensure_future(self._full.wait())
         try:

@@ -21,6 +21,8 @@ import apsw
 
 from perpline.bootstrap import open_store
 from perpline.common.clock import SystemClock
+from perpline.common.config import masked_url
+from perpline.common.errors import Unavailable
 from perpline.domain.order import Leg, read_client_id
 from perpline.drill.forge import Forge, new_forge
 from perpline.drill.proxy import Dial, Proxy
@@ -85,6 +87,17 @@ class Servers:
         if self._forge is None:
             self._forge = new_forge()
         return self._forge
+
+    async def check(self) -> None:
+        """Raises Unavailable where a server that the user has named cannot be used."""
+        for url, asked in ((self.database_url, _ask_postgres), (self.redis_url, _ask_redis)):
+            if url is None:
+                continue
+            try:
+                await asked(url)
+            except Exception as error:  # whatever is wrong with it, two clients have two dozen names for it
+                reason = str(error) or "it did not answer in time"
+                raise Unavailable(f"no drill can use {masked_url(url)}: {' '.join(reason.split())}") from error
 
     async def new_database(self) -> tuple[str, Dial]:
         """The URL of a database without tables, and how its server is reached. Raises CannotBeDone."""
@@ -575,6 +588,18 @@ async def _servers_of(
             await asyncio.to_thread(server.start)
             scene.redis_url, bus_dial = server.url, _unix(str(server.socket_path))
     return database_dial, bus_dial
+
+
+async def _ask_postgres(url: str) -> None:
+    await _postgres_rows(url, "SELECT 1")
+
+
+async def _ask_redis(url: str) -> None:
+    from redis.asyncio import Redis
+
+    client: Any = Redis.from_url(url)
+    async with client:
+        await client.ping()
 
 
 async def _delete_slot(url: str, slot: str) -> None:

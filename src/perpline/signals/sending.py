@@ -97,12 +97,16 @@ class FeatureSender:
                 self.last_error = str(error)
             await self._clock.sleep_wall(SAY_ALIVE_EVERY_S)
 
+    async def check(self) -> None:
+        """Raises as `say` does, and says nothing."""
+        await self._stream.check(self._new_card())
+
     async def say(self) -> None:
         """Raises as `run` does, and Unavailable. While another collector of this shard leads, only looks."""
         card = self._new_card()
         if not self._leads():
             self._card = None
-            await self._stream.check(card)
+            await self.check()
         elif self._card is None or card.id != self._card.id:
             await self._stream.register(card, self._owner)
             self._card = card

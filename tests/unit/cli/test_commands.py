@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from perpline import __version__, bootstrap
-from perpline.cli import main as program
+from perpline.cli import program
 from perpline.endpoint import token_file
 from running import command
 

@@ -158,10 +158,7 @@ def test_a_mode_with_a_time_ends_as_off(here: Here, monkeypatch: pytest.MonkeyPa
     [changed] = ok("mode", "paper", "--for", "2d", "--reason", "a weekend")["changed"]
     assert changed["until"] - changed["changed_at"] == 48 * HOUR
 
-    async def later(settings: Any) -> int:
-        return int(changed["until"])
-
-    monkeypatch.setattr(mode_command, "_now", later)
+    monkeypatch.setattr(mode_command, "market_now", lambda running: int(changed["until"]))
     assert [row["now"] for row in ok("mode", "show")["modes"]] == ["off"]
     assert "paper is over" in command("mode", "show").out
 
@@ -437,10 +434,7 @@ def test_a_wide_terminal_shows_every_column(here: Here, monkeypatch: pytest.Monk
 def test_a_mode_that_trades_is_refused_where_inference_workers_decide(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def now(settings: Any) -> int:
-        return NOW
-
-    monkeypatch.setattr(mode_command, "_now", now)
+    monkeypatch.setattr(mode_command, "market_now", lambda running: NOW)
     here.do(lambda store: store.take_lease("missed:champion", "host/boot/ns/77/abc", 0, NOW - 1_000))
     refused = command("mode", "paper", "--reason", "try")
     assert (refused.code, command("mode", "off", "--reason", "try").code) == (1, 0)

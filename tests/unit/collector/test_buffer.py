@@ -165,9 +165,8 @@ async def test_rows_of_a_failed_flush_are_kept_in_order_and_tried_again_at_the_n
 
         store.away = False
         buffer.add("candles_1m", (5,))
-        for _ in range(2):
-            clock.advance(5)
-            await settle()
+        clock.advance(5)
+        await settle()
 
     assert store.rows["candles_1m"] == rows(*range(6))
     assert buffer.last_error == ""
