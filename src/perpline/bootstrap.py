@@ -5,7 +5,7 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -110,6 +110,8 @@ LIVE_SERIES: Mapping[str, str] = {
     "open_interest": " AND kind = 'spot_1m'",
 }
 """Tables with a row a minute that nobody fetches again by itself, and which rows of them those are."""
+
+NOT_STORED_BEFORE = "not stored by the process that led before"
 
 CACHED_CANDLES = 96
 """15m and 1h candles loaded for each symbol at the first start: a day and four days."""
@@ -1031,17 +1033,20 @@ async def _close_whole_gaps(parts: Parts) -> None:
 
 
 async def _note_lost_rows(parts: Parts) -> None:
-    """Of every series that has a row a minute: a gap from a symbol's last row to the minute in progress."""
+    """Of every series that has a row a minute: a gap from a symbol's last row to the minute in progress.
+
+    One that has no row begins where `listings` says that the symbol was followed from.
+    """
     now = last_boundary(parts.clock.exchange_now_ms())
-    asked = ", ".join("('" + symbol.replace("'", "''") + "')" for symbol in parts.symbols)
     lost = 0
     for table, which in LIVE_SERIES.items():
         time = TABLES[table].time
         last = f'SELECT max("{time}") FROM "{table}" AS t WHERE t.symbol = asked.symbol{which}'
-        for symbol, newest in await parts.store.select(
-            f"WITH asked (symbol) AS (VALUES {asked}) SELECT asked.symbol, ({last}) FROM asked"
+        followed = "SELECT followed_at FROM listings AS l WHERE l.symbol = asked.symbol"
+        for symbol, newest, followed_at in await parts.store.select(
+            f"WITH asked (symbol) AS ({_values(parts.symbols)}) SELECT asked.symbol, ({last}), ({followed}) FROM asked"
         ):
-            start = None if newest is None else newest - newest % MINUTE_MS + MINUTE_MS
+            start = _from_row(newest, followed_at)
             if start is not None and start < now:
                 dying = now - start <= 2 * MINUTE_MS
                 cause = "not stored before the process ended" if dying else "no process was alive"
@@ -1049,6 +1054,79 @@ async def _note_lost_rows(parts: Parts) -> None:
                 lost += 1
     if lost:
         log.warning("rows_missing", gaps=lost, series=sorted(LIVE_SERIES), action="start")
+
+
+def _values(symbols: Iterable[str]) -> str:
+    return "VALUES " + ", ".join("('" + symbol.replace("'", "''") + "')" for symbol in symbols)
+
+
+def _from_row(newest: int | None, followed_at: int | None, length: int = MINUTE_MS) -> int | None:
+    """The minute (or candle) after a symbol's newest row; without one the first after it was followed."""
+    if newest is not None:
+        return newest - newest % length + length
+    return None if followed_at is None else -(-followed_at // length) * length
+
+
+async def note_lost_between(parts: Parts, since: int, until: int) -> None:
+    """The same for who begins to lead after another process, or learned only after its start that it leads: holes that
+    end at or after `since`, or reach until the minute `until`, and that no row of `gaps` names.
+
+    Whatever rows this process had kept must be stored. Raises Unavailable.
+    """
+    lost = 0
+    for table, which in LIVE_SERIES.items():
+        time = f'"{TABLES[table].time}"'
+        minute = f"{time} - {time} % {MINUTE_MS}"
+        rows = f'"{table}" AS t WHERE t.symbol = asked.symbol{which} AND {time} < {since}'
+        followed = "SELECT followed_at FROM listings AS l WHERE l.symbol = asked.symbol"
+        known = {
+            symbol: _from_row(newest, followed_at)
+            for symbol, newest, followed_at in await parts.store.select(
+                f"WITH asked (symbol) AS ({_values(parts.symbols)}) "
+                f"SELECT asked.symbol, (SELECT max({time}) FROM {rows}), ({followed}) FROM asked"
+            )
+        }
+        holes: dict[str, list[tuple[int, int]]] = {}
+        for symbol, at in await parts.store.select(
+            f'SELECT DISTINCT symbol, {minute} FROM "{table}" WHERE {time} >= {since} AND {time} < {until}{which} '
+            "ORDER BY 1, 2"
+        ):
+            start = known.get(symbol)
+            if start is not None and start < at:
+                holes.setdefault(symbol, []).append((start, at))
+            if symbol in known:
+                known[symbol] = at + MINUTE_MS
+        for symbol, start in known.items():
+            if start is not None and start < until:
+                holes.setdefault(symbol, []).append((start, until))
+        if not holes:
+            continue
+        first = min(hole[0] for found in holes.values() for hole in found)
+        named: dict[str, list[tuple[int, int]]] = {}
+        for symbol, start, end in await parts.store.select(
+            f"SELECT symbol, from_time, to_time FROM gaps WHERE series = '{table}' AND to_time > {first} "
+            "ORDER BY from_time"
+        ):
+            named.setdefault(symbol, []).append((start, end))
+        for symbol, found in holes.items():
+            for start, end in _unnamed(found, named.get(symbol, ())):
+                parts.ledger.opened(symbol, table, start, end, NOT_STORED_BEFORE, tell=False)
+                lost += 1
+    if lost:
+        log.warning("rows_missing", gaps=lost, series=sorted(LIVE_SERIES), action="lead")
+
+
+def _unnamed(holes: Iterable[tuple[int, int]], named: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """What of these holes lies in no named gap; `named` ascending by its start. All are [from, to)."""
+    for start, end in holes:
+        for first, last in named:
+            if last <= start or first >= end:
+                continue
+            if start < first:
+                yield start, first
+            start = max(start, last)
+        if start < end:
+            yield start, end
 
 
 def spans(table: str, rows: Sequence[Row]) -> list[tuple[str, int, int]]:
@@ -1132,9 +1210,12 @@ async def load_other_series(parts: Parts, symbols: Sequence[str], since: int | N
             parts.features.load(history, last_boundary(now))
 
 
-async def mend_rows(parts: Parts) -> None:
-    """After another process has led: fetch the closed candles of the windows that it did not store, and close the gaps
-    that it noted and that are none by now. Raises Unavailable, Malformed and Refused."""
+async def mend_rows(parts: Parts, since: int) -> None:
+    """After another process has led: fetch the closed candles of the windows (as they were at `since`, exchange ms)
+    that it did not store, note the hole before a window, and close the gaps that it noted and that are none by now.
+
+    Raises Unavailable, Malformed and Refused.
+    """
     assert parts.fetch is not None
     open_gaps: dict[tuple[str, str], list[tuple[int, int]]] = {}
     gaps = await parts.store.gaps(only_open=True)
@@ -1147,11 +1228,16 @@ async def mend_rows(parts: Parts) -> None:
             end = parts.closed.next_open(symbol, interval)
             if end is None:
                 continue
-            start = end - (parts.features.lookback_min if interval == "1m" else CACHED_CANDLES) * length
+            wanted = parts.features.lookback_min if interval == "1m" else CACHED_CANDLES
+            start = last_boundary(since, length) - wanted * length
             found = await parts.store.series(table, symbol, start, end, ("open_time",))
             stored = set(found["open_time"].tolist())
-            for hole in _holes(stored, min(stored, default=end), end, length):
-                parts.ledger.opened(symbol, table, *hole, "not stored by the process that led before")
+            first = min(stored, default=end)
+            named = sorted(open_gaps.get((symbol, table), ()))
+            for hole in _unnamed(await _hole_before(parts, table, symbol, first, length), named):
+                parts.ledger.opened(symbol, table, *hole, NOT_STORED_BEFORE)  # not in the window: not fetched now
+            for hole in _holes(stored, first, end, length):
+                parts.ledger.opened(symbol, table, *hole, NOT_STORED_BEFORE)
                 rows = await parts.fetch(symbol, interval, *hole)
                 told = [closed_candle(row) for row in rows if row.closed and hole[0] <= row.open_time < hole[1]]
                 await parts.store.add_rows(table, [candle_row(candle) for candle in told])
@@ -1160,6 +1246,15 @@ async def mend_rows(parts: Parts) -> None:
             for first, last in set(open_gaps.get((symbol, table), ())):
                 if first >= start and stored.issuperset(range(first, last, length)):
                     parts.ledger.closed(symbol, table, first, last, "rest")
+
+
+async def _hole_before(parts: Parts, table: str, symbol: str, first: int, length: int) -> list[tuple[int, int]]:
+    """[from, to) of what is missing between a symbol's last candle before `first` and `first`; at most one."""
+    quoted = symbol.replace("'", "''")
+    [[newest]] = await parts.store.select(
+        f"SELECT max(open_time) FROM {table} WHERE symbol = '{quoted}' AND open_time < {first}"
+    )
+    return [] if newest is None or newest + length >= first else [(newest + length, first)]
 
 
 def _holes(stored: Collection[int], start: int, end: int, length: int) -> list[tuple[int, int]]:

@@ -91,6 +91,10 @@ class NightlyArchive:
                 log.warning(
                     "days_not_archived", days=self.last["days_with_gaps"], first=self.last["first"], action="archive"
                 )
+            elif self.last["needed_for"]:
+                log.warning(
+                    "days_still_needed", since=self.last["before"], by=self.last["needed_for"], action="archive"
+                )
             else:
                 log.info("days_archived", rows=self.last["rows"], days=self.last["days_dropped"], action="archive")
 
@@ -104,6 +108,8 @@ def _archived(found: dict[str, Any]) -> dict[str, Any]:
         "days_dropped": sum(each["dropped"] for each in found["days"]),
         "days_with_gaps": len(found["with_gaps"]),
         "first": found["with_gaps"][0] if found["with_gaps"] else None,
+        "before": found["before"],
+        "needed_for": found["needed_for"],
     }
 
 

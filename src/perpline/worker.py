@@ -14,12 +14,13 @@ from perpline.bootstrap import (
     make_poller,
     measure_offset,
     mend_rows,
+    note_lost_between,
     recover_spools,
 )
 from perpline.collector.recorder import FrameWriter
 from perpline.common.clock import Clock
 from perpline.common.errors import Malformed, Refused, Unavailable
-from perpline.domain.candle import MINUTE_MS
+from perpline.domain.candle import MINUTE_MS, last_boundary
 from perpline.endpoint import Endpoint
 from perpline.exchange.binance.rest import BinanceRest
 from perpline.leadership import Leadership
@@ -102,6 +103,8 @@ class Worker:
         self._on_ready = on_ready
         self._clock: Clock = parts.clock
         self._started_s = self._clock.wall_s()
+        self._started_at = self._clock.exchange_now_ms()
+        self._stood_by = False
 
     def _control(self) -> None:
         """Somebody changed a mode or the list of symbols in the tables: look now."""
@@ -276,7 +279,7 @@ class Worker:
                 ),
             ]
             if parts.leadership is not None:
-                if parts.leadership.terms > 1 or parts.leadership.predecessor:
+                if self._stood_by or parts.leadership.predecessor:
                     leading.append(group.create_task(self._mend(), name="mend rows"))
                 await parts.leadership.until_lost()
                 for task in leading:
@@ -285,6 +288,7 @@ class Worker:
     async def _stand_by(self, leadership: Leadership) -> bool:
         """Wait for the lease and keep what we would have to go on with; whether we lead now."""
         parts, look = self.parts, max(MINUTE_MS / 1000 / self._clock.speed, 5.0)
+        self._stood_by = True
         parts.engine.stand_by()
         parts.buffer.turn_over(begin=True)
         held = asyncio.create_task(leadership.until_held(), name="standing by")
@@ -295,7 +299,8 @@ class Worker:
                 await asyncio.wait((held,), timeout=1.0)
                 if storing.done():
                     storing.result()  # nothing is expected to be raised
-                parts.ledger.forget()
+                if not leadership.holds:
+                    parts.ledger.forget()
                 if self._clock.wall_s() - turned_s >= KEEP_ROWS_S:
                     parts.buffer.turn_over()
                     turned_s = self._clock.wall_s()
@@ -343,11 +348,21 @@ class Worker:
         return now
 
     async def _mend(self) -> None:
-        """Rows that the leader before us may not have written: those that we kept, and candles from the exchange."""
+        """Rows that the leader before us may not have written: those that we kept, and candles from the exchange. What
+        is lost becomes gaps, which nobody has noted: who stands by notes nothing."""
+        parts, clock = self.parts, self._clock
+        now = clock.exchange_now_ms()
+        # A hole ends where our rows begin: those of our start, or the oldest ones that were kept while standing by.
+        since = max(self._started_at, now - round(3 * KEEP_ROWS_S * 1000 * clock.speed))
+        until = max(last_boundary(self._started_at), last_boundary(now) - MINUTE_MS)  # our last row may be on its way
         while True:
             try:
-                await self.parts.buffer.flush()
-                await mend_rows(self.parts)
+                await parts.buffer.flush()
+                await parts.closed.healed()  # else candles that are being fetched for the windows would be missing
+                await parts.buffer.flush()
+                if self._stood_by:
+                    await note_lost_between(parts, last_boundary(since), until)
+                await mend_rows(parts, since)
                 return
             except (Unavailable, Refused, Malformed) as error:
                 log.warning("rows_not_mended", reason=str(error), action="lead")

@@ -229,7 +229,7 @@ async def test_days_of_an_open_position_stay(tmp_path: Path) -> None:
 
     report = await archive(store, tmp_path / "archive")
 
-    assert report.before == "2023-11-16"
+    assert (report.before, report.needed_for) == ("2023-11-16", "the open paper position in 0")
     await store.close()
 
 

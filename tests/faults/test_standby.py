@@ -160,6 +160,11 @@ async def pair(folder: Path, shared: Shared, speed: float = SPEED, **settings: o
             workers.append(second)
             for worker in workers:
                 await eventually(lambda worker=worker: worker.said("worker_ready"), within_s=60, what="ready")
+            # The standby keeps rows from here on; what the leader still holds of before would be lost with it.
+            query = (
+                f"SELECT * FROM premium_index WHERE minute >= {next_close(exchange.clock.now_ms()) - MINUTE} LIMIT 1"
+            )
+            await eventually(lambda: shared.rows(query), within_s=90, what="a row of the standby's time is stored")
             yield Pair(exchange, workers, shared.rows)
         finally:
             for worker in workers:
@@ -176,6 +181,45 @@ async def test_a_standby_on_the_same_file_takes_over_from_a_killed_leader(tmp_pa
         assert await found.taken_over() < 2.0
 
         found.assert_whole(await found.decided_until(1))
+
+
+async def test_what_a_process_elsewhere_has_not_stored_is_in_the_gap_ledger_of_who_takes_over(tmp_path: Path) -> None:
+    """A start that cannot know that the one before is dead, as in a new container, waits for its lease to run out."""
+    shared = one_file(tmp_path)
+    async with simulated(speed=30) as exchange:
+        workers = [Worker(exchange, tmp_path / "first", **shared.settings)]
+        try:
+            await eventually(lambda: workers[0].said("worker_ready"), within_s=60, what="ready")
+            await eventually(lambda: shared.rows("SELECT minute FROM book_minutes"), within_s=30, what="a minute's row")
+            workers[0].send(signal.SIGKILL)
+            await asyncio.sleep(6.0)  # three minutes of market
+            database = apsw.Connection(str(tmp_path / "shared.db"))
+            database.execute("UPDATE leases SET owner = 'another host/boot/pid:[1]/7/abcd'")
+            # As if it had been down for the length of a window: only a candle that is older than the next window.
+            database.execute("DELETE FROM candles_1m WHERE open_time > (SELECT min(open_time) FROM candles_1m)")
+            database.close()
+
+            workers.append(Worker(exchange, tmp_path / "second", **shared.settings))
+            await eventually(lambda: workers[1].said("worker_ready"), within_s=60, what="ready")
+            assert workers[1].said("standing_by")
+            until = next_close(exchange.clock.now_ms(), 2)
+            query = f"SELECT count(*) FROM premium_index WHERE minute = {until}"
+            await eventually(lambda: shared.rows(query) == [(len(exchange.symbols),)], within_s=30, what="later rows")
+
+            for table, time in (("premium_index", "minute"), ("book_minutes", "minute"), ("candles_1m", "open_time")):
+                for symbol in exchange.symbols:
+                    rows = {at for (at,) in shared.rows(f"SELECT {time} FROM {table} WHERE symbol = '{symbol}'")}
+                    gaps = shared.rows(
+                        f"SELECT from_time, to_time FROM gaps WHERE symbol = '{symbol}' AND series = '{table}'"
+                    )
+                    assert gaps, (table, symbol)
+                    named = {at for start, end in gaps for at in range(start, end, MINUTE)}
+                    missing = set(range(min(rows), until, MINUTE)) - rows
+                    assert missing, (table, symbol)
+                    assert missing <= named, (table, symbol)
+        finally:
+            for worker in workers:
+                worker.end()
 
 
 # ---- with a server between them

@@ -13,12 +13,14 @@ from msgspec import structs
 
 from modelling import write_model
 from perpline.bootstrap import (
+    LIVE_SERIES,
     Parts,
     choose_instruments,
     first_answer,
     load_windows,
     make_parts,
     measure_offset,
+    note_lost_between,
     open_store,
     recover_spools,
 )
@@ -32,6 +34,8 @@ from perpline.inference.artefact import load_artefact
 from perpline.inference.registry import Deployed
 from perpline.storage.sqlite import SqliteStore
 from perpline.storage.store import candle_row
+from perpline.storage.symbols import Listing as SeenListing
+from perpline.storage.symbols import store_symbols
 from running import eventually
 
 MINUTE = 60_000
@@ -216,6 +220,40 @@ async def test_a_gap_whose_candles_were_stored_before_the_process_ended_is_close
         ("BTCUSDT", "rest"),
         ("ETHUSDT", None),
     ]
+
+
+MARK = ("BTCUSDT", 0, 100.0, 100.0, 0.0001, 0, 60, 0, 0)
+
+
+async def test_a_series_that_no_process_has_stored_a_row_of_is_a_gap_since_its_symbol_was_followed(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    seen = SeenListing(symbol="BTCUSDT", status="TRADING", seen_at=NOW, followed_at=BOUNDARY - 7 * MINUTE - 1)
+    await store_symbols(store, seen=[seen])
+
+    made = await parts_at(store, tmp_path)
+    await recover_spools(made)
+    await made.ledger.flush()
+
+    gaps = {gap.series: (gap.from_time, gap.to_time) for gap in await store.gaps() if gap.series in LIVE_SERIES}
+    assert gaps == dict.fromkeys(LIVE_SERIES, (BOUNDARY - 7 * MINUTE, BOUNDARY))
+
+
+async def test_who_begins_to_lead_names_the_holes_that_end_with_its_own_rows_once(
+    store: SqliteStore, tmp_path: Path
+) -> None:
+    ago = [BOUNDARY - minutes * MINUTE for minutes in range(41)]
+    kept = [at for n, at in enumerate(ago) if n not in (30, 12, 11, 10, 9, 4)]  # 30: of a time long before
+    await store.add_rows("premium_index", [(MARK[0], at, *MARK[2:7], at, at) for at in kept])
+    await store.open_gap("BTCUSDT", "premium_index", ago[11], ago[9], "told by the one before", NOW)
+    made = await parts_at(store, tmp_path)
+
+    for _ in range(2):
+        await note_lost_between(made, ago[9], ago[0])
+        await made.ledger.flush()
+
+    gaps = [(gap.from_time, gap.to_time) for gap in await store.gaps() if gap.series == "premium_index"]
+    assert sorted(gaps) == [(ago[12], ago[11]), (ago[11], ago[9]), (ago[9], ago[8]), (ago[4], ago[3])]
 
 
 async def test_only_the_remainder_of_a_window_is_asked_for(store: SqliteStore, tmp_path: Path) -> None:

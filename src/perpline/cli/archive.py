@@ -155,6 +155,10 @@ def _print(report: ArchiveReport, folder: Path, asked: str | None, first_kept: i
     if not totals:
         said = [f"nothing to do for days before {report.before}"]
     console.print("; ".join(said), markup=False, soft_wrap=True)
+    if report.needed_for:
+        console.print(
+            f"days from {report.before} on stay for {report.needed_for}", style="yellow", markup=False, soft_wrap=True
+        )
     if kept := sum(each.kept for each in report.days):
         console.print(f"{kept:,} rows came or changed meanwhile and stay: archive again", style="yellow")
     if report.with_gaps:

@@ -252,7 +252,8 @@ class SignalEngine:
         expected = list(symbols)
         decided = await self._read_on(now, expected)
         for symbol in expected:
-            joined = last_boundary((since or {}).get(symbol, 0))
+            # Never ahead of the exchange: it may be the clock of whoever asked for the symbol, which may be fast.
+            joined = last_boundary(min(now, (since or {}).get(symbol, 0)))
             begun = last_boundary(min(now, (followed or {}).get(symbol, now)))
             self._last[symbol] = self._begins[symbol] = max(decided.get(symbol, begun), joined)
             self._joined[symbol] = joined if symbol in decided else self._last[symbol]

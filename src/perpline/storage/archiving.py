@@ -58,6 +58,8 @@ class ArchiveReport(Struct, kw_only=True):
     """Days of tables left where they are, because holes in them are not repaired yet: "candles_1m 2026-11-20"."""
     before: str = ""
     """Days before this one were looked at."""
+    needed_for: str = ""
+    """What still needs the days from `before` on, where these would else have been looked at too."""
     drop_before: str = ""
     """Days before this one are dropped; empty: none."""
     stopped: bool = False
@@ -99,10 +101,13 @@ class Archiver:
         Both are midnights. What is still needed is left alone whatever they say (`needed_from`). Days with unrepaired
         holes wait for their repair, unless `with_gaps`. Raises Unavailable where database or disk do not take it.
         """
-        before = min(before, await needed_from(self._store, before))
+        needed, needed_for = await needed_from(self._store, before)
+        before = min(before, needed)
         drop_before = None if drop_before is None else min(before, drop_before)
         report = ArchiveReport(
-            before=day_text(before), drop_before="" if drop_before is None else day_text(drop_before)
+            before=day_text(before),
+            drop_before="" if drop_before is None else day_text(drop_before),
+            needed_for=needed_for,
         )
         if not dry_run:
             await self._take_lease()
@@ -209,17 +214,27 @@ class Archiver:
             waited_s += WAIT_S
 
 
-async def needed_from(store: Store, now: int) -> int:
-    """The midnight from which on a worker needs the rows: of open positions, of messages not published yet."""
-    needed = now
-    for query in (
-        "SELECT min(opened_at) FROM positions WHERE status <> 'closed'",
-        "SELECT min(close_time) FROM outbox WHERE published_at IS NULL AND kind IN ('signal', 'close')",
+async def needed_from(store: Store, now: int) -> tuple[int, str]:
+    """The midnight from which on a worker needs the rows, and what for: open positions, messages not published yet.
+
+    Of the day of `now` where nothing needs more, and then for nothing.
+    """
+    needed, needed_for = now, ""
+    for query, what in (
+        (
+            "SELECT opened_at, account, symbol FROM positions WHERE status <> 'closed' ORDER BY opened_at LIMIT 1",
+            "the open {} position in {}",
+        ),
+        (
+            "SELECT close_time, slot, symbol FROM outbox WHERE published_at IS NULL AND kind IN ('signal', 'close') "
+            "ORDER BY close_time LIMIT 1",
+            "a message of slot {} about {} that no bus has taken yet",
+        ),
     ):
-        [[oldest]] = await store.select(query)
-        if oldest is not None:
-            needed = min(needed, int(oldest))
-    return needed - needed % DAY_MS
+        for oldest, *words in await store.select(query):
+            if oldest - oldest % DAY_MS < needed - needed % DAY_MS:
+                needed, needed_for = int(oldest), what.format(*(word or "every symbol" for word in words))
+    return needed - needed % DAY_MS, needed_for
 
 
 async def _days_with_gaps(store: Store, now: int) -> set[tuple[str, int]]:
@@ -247,4 +262,6 @@ def checked_tables(names: str | None) -> tuple[str, ...]:
     wanted = tuple(name.strip() for name in names.split(",") if name.strip())
     if unknown := [name for name in wanted if name not in DAY_TABLES]:
         raise NeedsPerson(f"{unknown[0]} is not archived: only {', '.join(DAY_TABLES)}")
+    if not wanted:
+        raise NeedsPerson(f"no table is named: some of {', '.join(DAY_TABLES)}")
     return wanted
