@@ -11,10 +11,13 @@ import typer
 from rich.console import Console
 
 from bench.close import close as bench_close
+from bench.dashboard import dashboard as bench_dashboard
+from bench.dashboard import lacking as dashboard_lacks
 from bench.failover import failover as bench_failover
 from bench.features import features as bench_features
 from bench.labels import labels as bench_labels
 from bench.latency import latency as bench_latency
+from bench.listeners import listeners as bench_listeners
 from bench.outage import outage as bench_outage
 from bench.results import RESULTS, Table, as_json, show, surroundings, write
 from bench.route import route as bench_route
@@ -109,6 +112,42 @@ def close(
     Example: python -m bench close --symbols 30 --closes 100
     """
     _run("close", [partial(bench_close, symbols, closes, postgres, redis)], as_json_line, to_file, results)
+
+
+@app.command()
+def listeners(
+    symbols: Annotated[int, typer.Option("--symbols", min=1, max=2000)] = 600,
+    closes: Annotated[int, typer.Option("--closes", min=1, help="With each number of listeners.")] = 60,
+    as_json_line: JsonOption = False,
+    to_file: WriteOption = False,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """What listeners of the worker's /events cost a close, and the loop.
+
+    Example: python -m bench listeners --symbols 30
+    """
+    _run("listeners", [partial(bench_listeners, symbols, closes)], as_json_line, to_file, results)
+
+
+@app.command()
+def dashboard(
+    symbols: Annotated[int, typer.Option("--symbols", min=1, max=600)] = 600,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Of frames, of each way to look at it.")] = 60.0,
+    browser_nice: Annotated[
+        int, typer.Option("--browser-nice", min=0, max=19, help="19: as if the browser had a machine of its own.")
+    ] = 0,
+    as_json_line: JsonOption = False,
+    to_file: WriteOption = False,
+    results: ResultsOption = RESULTS,
+) -> None:
+    """Frames of the overview in Chromium at real rates, and what dashboard and browser cost a worker. Seven minutes.
+
+    Example: python -m bench dashboard --symbols 30 --seconds 20
+    """
+    if (lack := dashboard_lacks()) is not None:
+        print(lack, file=sys.stderr)
+        raise typer.Exit(1)
+    _run("dashboard", [partial(bench_dashboard, symbols, seconds, browser_nice)], as_json_line, to_file, results)
 
 
 @app.command()
@@ -288,11 +327,11 @@ def memory(
 
 @app.command(name="all")
 def everything(to_file: WriteOption = False, results: ResultsOption = RESULTS) -> None:
-    """Every benchmark, one after the other, with its defaults: about eleven minutes.
+    """Every benchmark, one after the other, with its defaults: about thirteen minutes.
 
     Example: python -m bench all --write
     """
-    for benchmark in (route, latency, close, workers, start, outage, failover, stops, features, labels):
+    for benchmark in (route, latency, close, listeners, workers, start, outage, failover, stops, features, labels):
         benchmark(to_file=to_file, results=results)
 
 

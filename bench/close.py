@@ -138,7 +138,7 @@ _ROUTING = "routing"
 _MARKING = "marking"
 
 
-class _Measured:
+class Measured:
     """What the closes of one case took, milliseconds."""
 
     def __init__(self, window: LatencyWindow) -> None:
@@ -198,7 +198,7 @@ class TimedStore:
 
 def _measure_closes(
     symbols: int, closes: int, per_second: int, changes: dict[str, str | None], say: Callable[[str], None]
-) -> _Measured:
+) -> Measured:
     with tempfile.TemporaryDirectory(prefix="perpline-bench-") as folder:
         settings = load_settings(
             None,
@@ -206,7 +206,7 @@ def _measure_closes(
             {"data_dir": folder, **changes, "database_url": changes["database_url"] or f"sqlite:///{folder}/bench.db"},
         )
 
-        async def main(stop: asyncio.Event) -> _Measured:
+        async def main(stop: asyncio.Event) -> Measured:
             return await _run_closes(symbols, closes, per_second, settings, say)
 
         return run_loop(main)
@@ -214,7 +214,7 @@ def _measure_closes(
 
 async def _run_closes(
     symbols: int, closes: int, per_second: int, settings: Settings, say: Callable[[str], None]
-) -> _Measured:
+) -> Measured:
     clock = SteppedClock(FIRST_CLOSE_MS - 30_000)
     tape = Tape(symbols)
     store = TimedStore(open_store(settings.database_url.get_secret_value()), clock)
@@ -228,9 +228,9 @@ async def _run_closes(
         parts = make_parts(settings, clock, store, bus, instruments, rest, random.Random(0), deployed)
         await parts.engine.recover(parts.symbols)
         say("filling the windows")
-        market = _Market(tape, FIRST_CLOSE_MS - (parts.features.lookback_min + 1) * MINUTE_MS)
-        _fill_windows(parts, market)
-        measured = _Measured(parts.engine.close_to_signal_ms)
+        market = Market(tape, FIRST_CLOSE_MS - (parts.features.lookback_min + 1) * MINUTE_MS)
+        fill_windows(parts, market)
+        measured = Measured(parts.engine.close_to_signal_ms)
         gc.collect()
         gc.freeze()  # as the worker does when it is ready
         async with asyncio.TaskGroup() as group:
@@ -238,10 +238,10 @@ async def _run_closes(
                 group.create_task(part.run()) for part in (parts.engine, parts.publisher, parts.buffer, parts.ledger)
             ]
             if per_second:
-                working.append(group.create_task(_traffic(parts, tape, clock, per_second)))
+                working.append(group.create_task(traffic(parts, tape, clock, per_second)))
             for number in range(closes):
                 say(f"minute {number + 1} of {closes}")
-                await _close_a_minute(parts, store, clock, market, measured)
+                await close_a_minute(parts, store, clock, market, measured)
             for task in working:
                 task.cancel()
         await parts.buffer.flush()
@@ -256,7 +256,7 @@ async def _run_closes(
     return measured
 
 
-class _Market:
+class Market:
     """Prices that walk, and the frames of the minute that closes next."""
 
     def __init__(self, tape: Tape, open_time: int) -> None:
@@ -285,7 +285,7 @@ class _Market:
         return before, closing
 
 
-def _fill_windows(parts: Parts, market: _Market) -> None:
+def fill_windows(parts: Parts, market: Market) -> None:
     """As recovery does from the store."""
     while market.open_time < FIRST_CLOSE_MS - MINUTE_MS:
         for frame in market.next_minute()[1]:
@@ -300,8 +300,8 @@ def _candle(frame: bytes) -> Candle:
     return closed_candle(update)
 
 
-async def _close_a_minute(
-    parts: Parts, store: TimedStore, clock: SteppedClock, market: _Market, measured: _Measured
+async def close_a_minute(
+    parts: Parts, store: TimedStore, clock: SteppedClock, market: Market, measured: Measured
 ) -> None:
     before, closing = market.next_minute()
     boundary = market.open_time
@@ -344,7 +344,7 @@ async def _until_written(parts: Parts) -> None:
         await asyncio.sleep(0.002)
 
 
-async def _traffic(parts: Parts, tape: Tape, clock: SteppedClock, per_second: int) -> None:
+async def traffic(parts: Parts, tape: Tape, clock: SteppedClock, per_second: int) -> None:
     """Route frames of the tape at this rate, a few each millisecond, with times that follow the clock."""
     payloads: list[bytes] = []
     present = -1
@@ -389,7 +389,7 @@ def _steps(say: Callable[[str], None]) -> Table:
     names = tape.symbols
     model = load_default()
     features = LiveFeatures(names, model.lookback_min)
-    market = _Market(tape, boundary)
+    market = Market(tape, boundary)
     two_minutes = [[_candle(frame) for frame in market.next_minute()[1]] for _ in range(2)]
     candles = [
         [structs.replace(candle, open_time=boundary + minute * MINUTE_MS) for candle in two_minutes[minute % 2]]

@@ -1,4 +1,4 @@
-"""The simulated exchange, workers and senders as processes of their own, as a person would start them."""
+"""The simulated exchange, workers, dashboards and senders as processes of their own, as a person would start them."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ STOP_LIMIT_S = 30.0
 
 
 class NotReady(Exception):
-    """A worker was not ready in time, or ended; the text holds the last line of its log."""
+    """A process was not ready in time, or ended; the text holds the last line of its log."""
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def sender(module: str, *arguments: object) -> Iterator[list[int]]:
 
 @contextmanager
 def simulated_exchange(symbols: int, speed: float, folder: Path, seed: int = 1) -> Iterator[dict[str, Any]]:
-    """The line of JSON it prints when it is ready."""
+    """The line of JSON it prints when it is ready, and its `pid`."""
     log = folder / "exchange.log"
     process = _perpline(log, "simulate", "--symbols", symbols, "--speed", speed, "--seed", seed)
     try:
@@ -48,7 +48,7 @@ def simulated_exchange(symbols: int, speed: float, folder: Path, seed: int = 1) 
         line = process.stdout.readline()
         if not line:
             raise NotReady(f"the simulated exchange did not start: {_tail(log)}")
-        yield json.loads(line)
+        yield {**json.loads(line), "pid": process.pid}
     finally:
         _end(process)
 
@@ -80,10 +80,14 @@ class Worker:
             "log_format": "json",
             **changes,
         }
-        file = folder / "perpline.toml"
-        file.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+        self.settings_file = folder / "perpline.toml"
+        self.settings_file.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
         self._began_s = time.monotonic()
-        self._process = _perpline(self._log, "run", "--json", "--config", file, *arguments)
+        self._process = _perpline(self._log, "run", "--json", "--config", self.settings_file, *arguments)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def wait_ready(self, limit_s: float = START_LIMIT_S) -> float:
         """Seconds from the start of the process until the worker said it was ready. Raises NotReady."""
@@ -126,16 +130,28 @@ class Worker:
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    def _has_windows(self) -> bool:
+    def port(self) -> int | None:
+        """Where its endpoint listens; None before it does."""
         started = self._said("worker_started")
-        if started is None:
-            return False
-        access = json.loads(token_file(self.database.parent, started["port"]).read_text())
+        return None if started is None else int(started["port"])
+
+    def status(self) -> dict[str, Any] | None:
+        """What it says of itself; None before it listens."""
+        port = self.port()
+        if port is None:
+            return None
+        access = json.loads(token_file(self.database.parent, port).read_text())
         request = urllib.request.Request(
             f"{access['url']}/status", headers={"Authorization": f"Bearer {access['token']}"}
         )
         with urllib.request.urlopen(request, timeout=10) as answer:
-            status = json.load(answer)
+            found: dict[str, Any] = json.load(answer)
+        return found
+
+    def _has_windows(self) -> bool:
+        status = self.status()
+        if status is None:
+            return False
         newest = last_boundary(status["now"]) - MINUTE_MS
         candles = [symbol["last_candle"] for symbol in status["symbols"].values()]
         return all(candle is not None and candle["open_time"] >= newest for candle in candles)
@@ -168,11 +184,7 @@ class Worker:
 
     def cpu_s(self) -> float:
         """Processor seconds so far; 0 where the system has no /proc."""
-        try:
-            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(") ")[2].split()
-        except OSError:
-            return 0.0
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_s(self.pid)
 
     def stop(self) -> dict[str, Any]:
         """Its last status, after a stop as by Ctrl-C."""
@@ -188,6 +200,55 @@ class Worker:
 
     def __exit__(self, *error: object) -> None:
         _end(self._process)
+
+
+@contextmanager
+def dashboard(worker: Worker, folder: Path) -> Iterator[tuple[str, int]]:
+    """The address that lets a browser in, and the id of the process: `perpline dashboard` beside this worker."""
+    log = folder / "dashboard.log"
+    places = ("--port", 0, "--status-port", worker.port())
+    process = _perpline(log, "dashboard", "--json", "--config", worker.settings_file, *places)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise NotReady(f"the dashboard did not start: {_tail(log)}")
+        yield json.loads(line)["url"], process.pid
+    finally:
+        _end(process)
+
+
+def cpu_s(pid: int) -> float:
+    """Processor seconds of a process so far; 0 where it is gone or the system has no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def waited_s(pid: int) -> float:
+    """Seconds that the main thread of a process could have run, so far, but found no free processor; 0 as above."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """The command lines of all processes that this one started, and those started, by id; none without /proc."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # ended meanwhile
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(") ")[2].split()[1])
+    found: dict[int, str] = {}
+    wanted = {pid}
+    while wanted:
+        wanted = {child for child, parent in parents.items() if parent in wanted}
+        for child in wanted:
+            with suppress(OSError):
+                found[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return found
 
 
 def _perpline(log: Path, *arguments: object) -> subprocess.Popen[str]:

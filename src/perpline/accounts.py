@@ -151,6 +151,7 @@ class Accounts:
                 for row in self.modes.rows()
             ],
             "keys": self._credentials is not None,
+            "daily_loss_limit_pct": self._settings.daily_loss_limit_pct,
             "waiting_for_lease": sorted(self.waiting_for_lease),
             "accounts": {account: trader.status() for account, trader in self.traders.items()},
             "live": None if self.live is None else self.live.status(),

@@ -383,6 +383,8 @@ class Parts:
     lanes: Sequence[Lane[Any]] = ()
     sender: "FeatureSender | None" = None
     """With role = collector."""
+    on_decided: list[Callable[[Sequence[Decision]], None]] = field(default_factory=list)
+    """Told what was committed, between that and its publication: they must not take long."""
     on_forget: list[Callable[[str], None]] = field(default_factory=list)
     """Told of each symbol that is forgotten: for those who remember something by symbol and are no parts."""
 
@@ -622,6 +624,8 @@ def make_parts(
     def on_decided(decisions: list[Decision]) -> None:
         if parts.accounts is not None:
             parts.accounts.take_signals(decisions)
+        for told in parts.on_decided:
+            told(decisions)
 
     def follows(symbol: str) -> bool:
         return rest is None or symbol in instruments

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from perpline import __version__
 from perpline.bootstrap import make_clock, make_data_dir, open_bus, open_store
@@ -19,11 +17,14 @@ from perpline.bus.feature_stream import FeatureStream, ShardCard
 from perpline.common.clock import Clock
 from perpline.common.config import Settings
 from perpline.common.errors import NeedsPerson, Unavailable
+from perpline.common.telemetry import LogRing
 from perpline.endpoint import Endpoint
+from perpline.events import EventFeed
 from perpline.features import kernel
 from perpline.features.received import ReceivedFeatures
 from perpline.inference.registry import ModelLoader
 from perpline.leadership import Leadership, new_owner
+from perpline.metrics import metrics
 from perpline.signals.engine import Market, SignalEngine
 from perpline.signals.group import GroupMember, check_cards, lookback_held
 from perpline.signals.publisher import Publisher
@@ -39,7 +40,11 @@ STOP_TIMEOUT_S = 15.0
 
 
 async def run_inference(
-    settings: Settings, stop: asyncio.Event, rng: random.Random, on_ready: Callable[[dict[str, Any]], None]
+    settings: Settings,
+    stop: asyncio.Event,
+    rng: random.Random,
+    on_ready: Callable[[dict[str, Any]], None],
+    logs: LogRing | None = None,
 ) -> dict[str, Any]:
     """Run until `stop` is set; returns the worker's last status.
 
@@ -58,7 +63,7 @@ async def run_inference(
         await stream.open()
         if traded := await to_be_traded(store, clock.exchange_now_ms()):
             raise NeedsPerson(f"{traded}: perpline mode off, or run one worker with --role all")
-        worker = InferenceWorker(settings, clock, store, stream, rng, on_ready)
+        worker = InferenceWorker(settings, clock, store, stream, rng, on_ready, logs)
         await worker.prepare(Publisher(store, bus, clock, rng, on_published=worker.on_published))
         return await worker.run(stop)
     finally:
@@ -90,6 +95,7 @@ class InferenceWorker:
         stream: FeatureStream,
         rng: random.Random,
         on_ready: Callable[[dict[str, Any]], None],
+        logs: LogRing | None = None,
     ) -> None:
         self.ready_at: int | None = None
         self._settings = settings
@@ -112,12 +118,15 @@ class InferenceWorker:
             on_cards=self._take_cards,
         )
         self._publisher: Publisher
+        said = {"version": __version__, "speed": clock.speed, "slot": settings.slot}
+        feed = EventFeed(clock, hello=lambda: said, state=self.status, logs=logs)  # the market is the collectors'
         self._endpoint = Endpoint(
             port=settings.status_port,
             data_dir=settings.data_dir,
             status=self.status,
             trouble=self.trouble,
             metrics=lambda: metrics(self.status()),
+            tell=feed.tell,
         )
         self._started_s = clock.wall_s()
         self._to_be_traded = ""
@@ -238,6 +247,7 @@ class InferenceWorker:
             "version": __version__,
             "ready": self.ready_at is not None,
             "ready_at": self.ready_at,
+            "trouble": self.trouble(),
             "slot": self._settings.slot,
             "model": None if engine.model is None else engine.model.model_id,
             "models": {**engine.models_status(), "refused": self._loader.refused},
@@ -249,42 +259,10 @@ class InferenceWorker:
                 "batches": engine.batches,
                 "close_to_signal_ms": engine.close_to_signal_ms.summary(),
                 "market_close_to_signal_ms": engine.market_close_to_signal_ms.summary(),
+                "last_close_to_signal_ms": engine.close_to_signal_ms.last,
+                "stages_ms": engine.stages_status(),
             },
             "group": self.member.status(),
             "lease": self._leadership.status(),
             "outbox": {name: getattr(outbox, name) for name in outbox.__struct_fields__},
-            "trouble": self.trouble(),
         }
-
-
-def metrics(status: dict[str, Any]) -> bytes:
-    """The status as Prometheus text."""
-    registry = CollectorRegistry()
-    registry.register(_StatusCollector(status))
-    return generate_latest(registry)
-
-
-class _StatusCollector:
-    def __init__(self, status: dict[str, Any]) -> None:
-        self._status = status
-
-    def collect(self) -> Any:
-        status, group = self._status, self._status["group"]
-        decisions = CounterMetricFamily("perpline_decisions", "Decisions stored, by status", labels=["status"])
-        for name, count in status["decisions"]["by_status"].items():
-            decisions.add_metric([name], count)
-        yield decisions
-        latency = GaugeMetricFamily("perpline_close_to_signal_seconds", "Recent latency", labels=["quantile"])
-        for quantile, key in (("0.5", "p50"), ("0.99", "p99")):
-            if (value := status["decisions"]["close_to_signal_ms"].get(key)) is not None:
-                latency.add_metric([quantile], value / 1000)
-        yield latency
-        silent = GaugeMetricFamily("perpline_collector_silent", "Whether a collector is silent", labels=["shard"])
-        for shard, facts in group["shards"].items():
-            silent.add_metric([shard], float(facts["silent"]))
-        yield silent
-        yield CounterMetricFamily("perpline_feature_batches_claimed", "Batches of dead members", group["claimed"])
-        yield CounterMetricFamily("perpline_feature_batches_too_late", "Batches not decided", group["too_late"])
-        yield CounterMetricFamily("perpline_feature_batches_unreadable", "Batches unread", group["unreadable"])
-        yield GaugeMetricFamily("perpline_outbox_pending", "Messages not yet published", status["outbox"]["pending"])
-        yield GaugeMetricFamily("perpline_ready", "Whether every collector has told of itself", float(status["ready"]))

@@ -1,4 +1,5 @@
-"""Once a night, processes of their own: `perpline parity` of the day that is over, `perpline archive` of old days."""
+"""Processes of their own: each night `perpline parity` of the day that is over and `perpline archive` of old days, each
+hour `perpline outcomes` of the signals whose time is over."""
 
 import asyncio
 import importlib.util
@@ -16,13 +17,20 @@ from perpline.common.errors import NeedsPerson
 
 log = structlog.get_logger("perpline.nightly")
 
-DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
 PARITY_TIMEOUT_S = 3600.0
 """Wall seconds; a day of 600 symbols takes minutes."""
 ARCHIVE_AT_MS = 40 * 60_000
 """00:40 UTC: the day before is whole, and nothing else begins then."""
 ARCHIVE_TIMEOUT_S = 20 * 3600.0
 """Wall seconds. The first night has all that is old to do, and what is not done then is done the night after."""
+OUTCOMES_AT_MS = 20 * 60_000 + 30_000
+"""Of each hour, half a minute from any close."""
+OUTCOMES_TIMEOUT_S = 1800.0
+"""Wall seconds; an hour's signals take some."""
+OUTCOMES_APART_S = 60.0
+"""Wall seconds: an hour of a simulated market may be one of ours."""
 
 
 class NightlyParity:
@@ -97,6 +105,31 @@ class NightlyArchive:
                 )
             else:
                 log.info("days_archived", rows=self.last["rows"], days=self.last["days_dropped"], action="archive")
+
+
+class HourlyOutcomes:
+    """Runs 20.5 minutes past each hour of market time, but at least a minute of wall time after the last run."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self.last: dict[str, Any] | None = None
+        """The line of `perpline outcomes --json` with `ran_at`, or with `error` what it said instead."""
+        self._settings = settings
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Store what became of signals each hour, until cancelled."""
+        while True:
+            now = self._clock.exchange_now_ms()
+            due = now - now % HOUR_MS + OUTCOMES_AT_MS
+            due += HOUR_MS if due <= now else 0
+            await self._clock.sleep((due - now) / 1000)
+            found = await _command(self._settings, OUTCOMES_TIMEOUT_S, "outcomes")
+            self.last = {"ran_at": self._clock.exchange_now_ms(), **found}
+            if "error" in found:
+                log.warning("outcomes_not_stored", reason=found["error"], action="outcomes")
+            elif found["stored"]:
+                log.info("outcomes_stored", signals=found["stored"], action="outcomes")
+            await self._clock.sleep_wall(OUTCOMES_APART_S)
 
 
 def _archived(found: dict[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,16 @@ from typing import Any
 
 from perpline.bootstrap import make_rest_feed, opened_parts
 from perpline.common.config import Settings
+from perpline.common.telemetry import LogRing
 from perpline.worker import Worker
 
 
 async def run_rest(
-    settings: Settings, stop: asyncio.Event, rng: random.Random, on_ready: Callable[[dict[str, Any]], None]
+    settings: Settings,
+    stop: asyncio.Event,
+    rng: random.Random,
+    on_ready: Callable[[dict[str, Any]], None],
+    logs: LogRing | None = None,
 ) -> dict[str, Any]:
     """Run until `stop` is set; returns the worker's last status. Errors as in `run_ws`."""
     async with opened_parts(settings, rng) as (parts, rest):
@@ -31,5 +36,6 @@ async def run_rest(
             heard=lambda symbol, kind: feed.heard_at.get((symbol, kind)),
             waiting_for=waiting_for,
             on_ready=on_ready,
+            logs=logs,
         )
         return await worker.run(stop)

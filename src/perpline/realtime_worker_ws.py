@@ -7,11 +7,16 @@ from typing import Any
 
 from perpline.bootstrap import make_market_streams, make_recorder, opened_parts
 from perpline.common.config import Settings
+from perpline.common.telemetry import LogRing
 from perpline.worker import Worker
 
 
 async def run_ws(
-    settings: Settings, stop: asyncio.Event, rng: random.Random, on_ready: Callable[[dict[str, Any]], None]
+    settings: Settings,
+    stop: asyncio.Event,
+    rng: random.Random,
+    on_ready: Callable[[dict[str, Any]], None],
+    logs: LogRing | None = None,
 ) -> dict[str, Any]:
     """Run until `stop` is set; returns the worker's last status.
 
@@ -29,5 +34,6 @@ async def run_ws(
             on_ready=on_ready,
             streams=streams,
             recorder=recorder,
+            logs=logs,
         )
         return await worker.run(stop)

@@ -20,14 +20,17 @@ from perpline.bootstrap import (
 from perpline.collector.recorder import FrameWriter
 from perpline.common.clock import Clock
 from perpline.common.errors import Malformed, Refused, Unavailable
+from perpline.common.telemetry import LogRing
 from perpline.domain.candle import MINUTE_MS, last_boundary
 from perpline.endpoint import Endpoint
+from perpline.events import worker_feed
 from perpline.exchange.binance.rest import BinanceRest
 from perpline.leadership import Leadership
-from perpline.nightly import NightlyArchive, NightlyParity
+from perpline.metrics import metrics
+from perpline.nightly import HourlyOutcomes, NightlyArchive, NightlyParity
 from perpline.room import Room
 from perpline.signals.journal import SPOOLED as SPOOLED_DECISIONS
-from perpline.status import Heard, metrics, parts_status, trouble
+from perpline.status import Heard, parts_status, symbols_status, trouble
 from perpline.universe import Universe
 from perpline.websocket.market_streams import MarketStreams
 
@@ -56,6 +59,7 @@ class Worker:
 
     `sources` bring the market, each for as long as it runs; `heard(symbol, kind)` is the wall time at which a kind of
     news (kline_1m, markPrice@1s, bookTicker …) of a symbol last came, and `waiting_for()` names what has not come yet.
+    `logs` is what listeners are told of the log.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Worker:
         on_ready: Callable[[dict[str, Any]], None],
         streams: MarketStreams | None = None,
         recorder: FrameWriter | None = None,
+        logs: LogRing | None = None,
     ) -> None:
         settings = parts.settings
         self.parts = parts
@@ -84,15 +89,18 @@ class Worker:
         )
         self.nightly = NightlyParity(settings, parts.clock)
         self.archive = NightlyArchive(settings, parts.clock)
+        self.outcomes = HourlyOutcomes(settings, parts.clock)
         self.room = Room(settings, parts.clock, parts.store)
+        self.feed = worker_feed(parts, streams, heard, self.state, logs)
         self.endpoint = Endpoint(
             port=settings.status_port,
             data_dir=settings.data_dir,
             status=self.status,
-            trouble=lambda: trouble(parts, streams, self.ready_at is not None) + self.room.trouble(),
+            trouble=self.trouble,
             metrics=lambda: metrics(self.status()),
             control=self._control,
             standing_by=self._standing_by,
+            tell=self.feed.tell,
         )
         self.ready_at: int | None = None
         """Exchange time when everything had been heard once and the windows were loaded."""
@@ -118,16 +126,26 @@ class Worker:
         return "" if leadership is None or leadership.holds else str(leadership.status()["leader"]) or "nobody yet"
 
     def status(self) -> dict[str, Any]:
+        return {**self.state(), "symbols": symbols_status(self.parts, self._heard)}
+
+    def trouble(self) -> list[str]:
+        """What is wrong, in words; empty where nothing is."""
+        return trouble(self.parts, self.streams, self.ready_at is not None) + self.room.trouble()
+
+    def state(self) -> dict[str, Any]:
+        """The status without the symbols."""
         parts = self.parts
         return {
             "ready": self.ready_at is not None,
             "ready_at": self.ready_at,
             "ready_after_s": self.ready_after_s,
-            **parts_status(parts, self.streams, self._heard, self.poller, self._rest.weight),
+            "trouble": self.trouble(),
+            **parts_status(parts, self.streams, self.poller, self._rest.weight),
             "parity": self.nightly.last,
             "universe": self.universe.status(),
             "room": self.room.facts,
             "archive": self.archive.last,
+            "outcomes": self.outcomes.last,
             "role": parts.settings.role,
             "sender": None if parts.sender is None else parts.sender.status(),
         }
@@ -273,6 +291,7 @@ class Worker:
                     (
                         group.create_task(self.nightly.run(), name="nightly parity"),
                         group.create_task(self.archive.run(), name="nightly archive"),
+                        group.create_task(self.outcomes.run(), name="hourly outcomes"),
                     )
                     if parts.settings.shard_numbers[0] == 1  # of several collectors one
                     else ()

@@ -592,7 +592,7 @@ async def test_row_counts_name_every_table_but_the_bookkeeping(store: Store) -> 
 
     counts = await store.row_counts()
 
-    others = {"signals", "predictions", "outbox", "gaps", "models", "deployments", "signal_outcomes", "archived"}
+    others = {"signals", "predictions", "outbox", "gaps", "models", "deployments", "archived"}
     assert counts.keys() == TABLES.keys() | TRADING_TABLES.keys() | others
     assert {name: n for name, n in counts.items() if n} == {"signals": 2, "predictions": 2, "outbox": 2}
 
@@ -737,7 +737,6 @@ async def filled(database: Database) -> Store:
     for statement in (
         "INSERT INTO models VALUES ('m1', 'champion', 5, '{}')",
         "INSERT INTO deployments VALUES (1, 'champion', 'm1', 5, 'me')",
-        "INSERT INTO signal_outcomes VALUES ('s1', 'tp', 5, 0.5, 0.25, 0.125)",
         "INSERT INTO archived VALUES ('candles_1m', 0, 1, 'a.parquet', 'here', 1, 2, 3, NULL)",
     ):
         database.do(statement)
@@ -750,8 +749,9 @@ async def filled(database: Database) -> Store:
 def example_trading_row(columns: Sequence[str], n: int) -> Row:
     """Values that fit the columns of a table of trading, all made from n."""
     chosen = {"mode": "paper", "action": "add", "positions": "keep", "side": f"side{n}", "difference_bps": n + 0.5}
+    chosen |= {"ret_net": n / 8, "mae": -n / 4, "mfe": n / 2}
     whole = {"trade_id", "order_id", "child_order_id", "income_id", "minute", "at", "deadline", "until", "fencing"}
-    whole |= {"value", "naked_ms"}
+    whole |= {"value", "naked_ms", "t_exit"}
 
     def value(column: str) -> Any:
         if column in LOGICAL:

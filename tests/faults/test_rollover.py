@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from perpline.exchange.binance import endpoints
+from perpline.metrics import metrics
 from perpline.simulation.incidents import End
 from perpline.simulation.server import SimulatedExchange
-from perpline.status import metrics
 from perpline.websocket.subscriptions import STREAM_TYPES
 from running import MINUTE, trouble
 

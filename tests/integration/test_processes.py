@@ -310,6 +310,7 @@ def test_the_demo_is_whole_and_its_summary_agrees_with_its_database(tmp_path: Pa
     doubles = "SELECT count(*) FROM (SELECT 1 FROM signals GROUP BY slot, symbol, close_time HAVING count(*) > 1)"
     assert database.value(doubles) == 0
     assert "trading" not in said
+    assert "token" not in (said["dashboard"] or "")  # None where the demo was over before its dashboard listened
     assert database.value("SELECT count(*) FROM modes") == 0
 
 

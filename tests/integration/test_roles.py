@@ -19,6 +19,7 @@ from perpline.domain.candle import MINUTE_MS
 from perpline.features import kernel
 from perpline.inference.artefact import LoadedModel
 from perpline.leadership import Leadership, new_owner
+from perpline.metrics import GROUPS, families
 from perpline.storage.postgres import PostgresStore
 from perpline.storage.sqlite import SqliteStore
 from perpline.storage.store import TRADING_TABLES, Store
@@ -173,6 +174,8 @@ async def test_two_collectors_and_two_inference_workers_decide_what_one_process_
         async with asyncio.timeout(15.0):
             while len(closes := await world.shared.select(CLOSES)) < 25:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+        status = {"sender": world.collectors[0].sender.status(), "group": members[0].status()}  # type: ignore[union-attr]
+        stages = world.collectors[0].engine.stages_status()
         shares = [member.decided for member in members]
         again = [member.claimed for member in members]
 
@@ -182,6 +185,9 @@ async def test_two_collectors_and_two_inference_workers_decide_what_one_process_
     assert sorted(t for (t,) in closes) == list(range(T0, last + 1, MINUTE_MS))
     assert min(shares) > 0, "both have decided"
     assert again == [0, 0]
+    told = {sample.name for family in families(status) for sample in family.samples}
+    assert told == {metric.name for group in ("Collectors", "Inference workers") for metric in GROUPS[group]}
+    assert list(stages) == ["exchange", "collect", "send"]
 
 
 async def test_the_work_of_a_dead_inference_worker_and_of_a_restarted_collector_is_done_once(

@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import perpline.simulation.rest
 from perpline.endpoint import token_file
 from perpline.exchange.binance.budget import SHARES
+from perpline.metrics import metrics
 from perpline.simulation.server import SimulatedExchange
-from perpline.status import metrics
 from perpline.storage.shared_text import PostgresText
 from postgres_server import PostgresDatabase
 from running import RunningWorker, simulated, working

@@ -7,11 +7,14 @@ import signal
 import sys
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from perpline.bootstrap import LIVE_SERIES
 from perpline.common.errors import NeedsPerson
+from perpline.metrics import GROUPS, METRICS, families
 from perpline.simulation.server import SimulatedExchange
+from perpline.worker_client import events, read_access
 from running import (
     HOUR,
     MINUTE,
@@ -106,6 +109,62 @@ def assert_polled_series_are_there(exchange: SimulatedExchange, database: Databa
         # Once a minute, give or take a round that began late on a busy machine.
         assert len(polled) >= (until - since) // MINUTE - 1
         assert database.value("SELECT count(*) FROM mark_klines WHERE symbol = ?", symbol) >= 2
+
+
+ONLY_SOMETIMES = {
+    "perpline_disk_full_in_seconds",
+    "perpline_messages_dropped_total",
+    "perpline_model_drifting_columns",
+    "perpline_model_signals_unusual",
+    "perpline_order_socket_ready",
+    "perpline_reconciled_timestamp_seconds",
+    "perpline_reconciliations_total",
+    "perpline_shadow_predictions_total",
+    "perpline_spool_oldest_seconds",
+    "perpline_user_stream_connects_total",
+    "perpline_user_stream_live",
+    "perpline_user_stream_malformed_total",
+}
+"""Metrics that a worker of a few minutes on paper has no facts for."""
+
+
+async def test_a_listener_hears_the_market_and_each_decision_as_they_are_stored(tmp_path: Path) -> None:
+    async with simulated(speed=60.0) as exchange, working(exchange, tmp_path) as worker:
+        await worker.until_ready()
+        last, decisions, prices, states = next_close(exchange.clock.now_ms(), 2), set(), {}, []
+        access = read_access(tmp_path, worker.status_port)
+        async with aiohttp.ClientSession() as session, asyncio.timeout(30):
+            async for message in events(access, session):
+                if message["type"] == "market":
+                    prices.update(message["rows"])
+                elif message["type"] == "state":
+                    states.append(message["status"])
+                elif message["type"] == "decisions":
+                    decisions |= {(row["symbol"], row["close_time"], row["status"]) for row in message["rows"]}
+                if {(symbol, t) for symbol, t, _ in decisions} >= {(symbol, last) for symbol in exchange.symbols}:
+                    break
+            async for message in events(access, session):  # the next listener hears the whole of it
+                if message["type"] == "market":
+                    assert list(message["rows"]) == list(exchange.symbols)
+                    break
+        database = Database(tmp_path)
+        stored = database.rows("SELECT symbol, close_time, status FROM signals WHERE close_time = ?", last)
+        status = await worker.stop()
+
+        assert {row for row in decisions if row[1] == last} == set(stored)
+        for symbol in exchange.symbols:
+            price, bid, ask, mark, *_ = prices[symbol]
+            assert 0 < bid < ask
+            assert (price, mark) == (pytest.approx(bid, rel=0.05), pytest.approx(bid, rel=0.05))
+        assert "symbols" not in states[-1]
+        stages = status["decisions"]["stages_ms"]
+        assert list(stages) == ["exchange", "collect", "features", "predict", "decide", "commit", "publish"]
+        assert all(0 <= stage["p50"] <= stage["p99"] for stage in stages.values())
+        whole = status["decisions"]["market_close_to_signal_ms"]["p50"]
+        told = {sample.name for family in families({**status, **states[-1]}) for sample in family.samples}
+        elsewhere = {metric.name for name in ("Collectors", "Inference workers", "Nights") for metric in GROUPS[name]}
+        assert {metric.name for metric in METRICS} - told - elsewhere <= ONLY_SOMETIMES
+        assert stages["commit"]["p50"] < sum(stage["p50"] for stage in stages.values()) < 3 * whole
 
 
 async def test_a_restart_goes_on_where_it_ended_and_asks_for_the_remainder_only(tmp_path: Path) -> None:

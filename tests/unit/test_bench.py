@@ -12,6 +12,7 @@ import pytest
 import structlog
 from bench.__main__ import app
 from bench.close import close
+from bench.dashboard import dashboard, lacking
 from bench.frames import BLOCK, MIX, Tape
 from bench.latency import latency
 from bench.outage import outage
@@ -53,7 +54,8 @@ def last_line(*arguments: str) -> dict[str, Any]:
 
 
 def test_without_a_name_the_benchmarks_are_listed() -> None:
-    assert {"route", "latency", "close", "workers", "start", "stops", "all"} <= set(bench("--help").output.split())
+    names = {"route", "latency", "close", "dashboard", "listeners", "workers", "start", "stops", "all"}
+    assert names <= set(bench("--help").output.split())
 
 
 def test_an_unknown_benchmark_is_wrong_usage() -> None:
@@ -149,6 +151,40 @@ def test_workers_compares_both_in_one_run() -> None:
         assert (decisions, of_a_symbol) == (2.0, 1.0)
         assert 0 < heard <= p50 <= p99 <= most
         assert all(figure > 0 for figure in ours)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
+def test_dashboard_measures_a_page_and_a_worker_without_and_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.dashboard.SETTLED_S", 6.0)
+
+    frames, closes, use = dashboard(2, 1.0, 0, lambda line: None, speed=12.0, turn_s=12.0)
+
+    assert [row[0] for row in frames.rows][:2] == ["lies still", "is scrolled"]
+    for row in frames.rows:
+        cells = dict(zip(frames.columns, row, strict=True))
+        assert 0 < cells["p50 ms"] <= cells["p99 ms"] <= cells["longest ms"]
+        assert (cells["over 100 ms"] > 0) == (cells["longest ms"] > 100)
+    assert all(0 < row[-2] <= 5.5 for row in frames.rows[:2])
+    alone, watched, ratio = closes.rows
+    assert [row[0] for row in closes.rows] == ["nobody looks", "dashboard and browser", "ratio"]
+    assert all(count > 0 for row in (alone, watched) for count in row[1:6])
+    assert ratio[3] == pytest.approx(watched[3] / alone[3], abs=0.01)
+    used = {name: cells for name, *cells in use.rows}
+    assert [name for name, (before, _) in used.items() if before is None] == ["dashboard", "browser", "of it the page"]
+    assert all(share > 0 for _, share in used.values())
+
+
+def test_dashboard_says_in_one_line_that_there_is_no_chromium(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+
+    done = bench("dashboard")
+
+    line = "dashboard: not measured, no Chromium on this machine (apt-get install chromium)\n"
+    assert (done.exit_code, done.output) == (1, line)
 
 
 @pytest.mark.full

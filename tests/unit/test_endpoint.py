@@ -68,9 +68,12 @@ async def test_everybody_on_this_machine_may_ask_how_it_is(tmp_path: Path) -> No
 async def test_the_token_is_readable_by_its_user_only_and_gone_at_the_end(tmp_path: Path) -> None:
     async with opened(tmp_path / "new") as endpoint:
         path = token_file(tmp_path / "new", endpoint.port)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        alone = path.with_suffix(".token")
+        assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(alone.stat().st_mode) == 0o600
+        assert alone.read_text() == token(tmp_path / "new", endpoint)
 
     assert not path.exists()
+    assert not alone.exists()
 
 
 async def test_each_start_has_a_token_of_its_own(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The comparison of the night: when it runs, and what becomes of its result."""
+"""The comparison of the night and the outcomes of the hour: when they run, and what becomes of their results."""
 
 import asyncio
 import os
@@ -13,8 +13,10 @@ from backtesting import candles_of, serve, store_history, trend_follower, walk
 from perpline.cli.status import parity_text
 from perpline.common.clock import ManualClock
 from perpline.common.config import Settings, load_settings
-from perpline.nightly import DAY_MS, NightlyParity
-from perpline.status import parity_metrics
+from perpline.domain.exit_rule import LabelRule, label_hash
+from perpline.domain.signal import Decision, Status
+from perpline.metrics import families
+from perpline.nightly import DAY_MS, OUTCOMES_APART_S, HourlyOutcomes, NightlyParity
 from perpline.storage.sqlite import SqliteStore
 from running import eventually
 from training import START
@@ -127,18 +129,102 @@ def test_the_result_is_in_the_metrics() -> None:
         "mismatch_probabilities": 0,
     }
 
-    values = {family.name: family.samples[0].value for family in parity_metrics(found)}
+    values = {family.name: family.samples[0].value for family in families({"parity": found})}
 
     assert values == {
-        "perpline_parity_time_seconds": START / 1000,
+        "perpline_parity_timestamp_seconds": START / 1000,
         "perpline_parity_ok": 1.0,
         "perpline_parity_cells": 100,
         "perpline_parity_mismatch_cells": 0,
         "perpline_parity_late_cells": 5,
         "perpline_parity_mismatch_probabilities": 0,
     }
-    assert list(parity_metrics(None)) == []
-    assert {family.name for family in parity_metrics({"ran_at": 0, "error": "x"})} == {
-        "perpline_parity_time_seconds",
+    assert list(families({"parity": None})) == []
+    assert {family.name for family in families({"parity": {"ran_at": 0, "error": "x"}})} == {
+        "perpline_parity_timestamp_seconds",
         "perpline_parity_ok",
     }
+
+
+async def test_each_hour_the_outcomes_are_stored_by_a_process_of_its_own(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "market.db")
+    await store.open()
+    await store_history(store, walk(200))
+    rule = LabelRule(tp_pct=0.4, sl_pct=0.4, horizon_s=3600, cost_bp=4.0)
+    signal = Decision(
+        signal_id="one",
+        slot="champion",
+        symbol="BTCUSDT",
+        close_time=START + HOUR,
+        side=1,
+        status=Status.OK,
+        label_hash=label_hash(rule),
+        tp_pct=0.4,
+        sl_pct=0.4,
+        horizon_s=3600,
+        cost_bp=4.0,
+    )
+    later = Decision(
+        signal_id="two", slot="champion", symbol="BTCUSDT", close_time=START + 3 * HOUR, side=0, status=Status.FLAT
+    )
+    await store.commit_decisions([signal, later], [], [], 0)
+    hourly = HourlyOutcomes(settings(tmp_path), clock := ManualClock(START + 3 * HOUR))
+
+    with capture_logs() as logs:
+        task = asyncio.create_task(hourly.run())
+        await asyncio.sleep(0)
+        clock.advance(20.5 * 60 - 1)
+        await asyncio.sleep(0.05)
+        assert hourly.last is None
+        clock.advance(1)
+        await eventually(lambda: hourly.last, 60)
+        task.cancel()
+
+    assert hourly.last is not None
+    assert (hourly.last["stored"], hourly.last["waiting"], hourly.last["left_out"]) == (1, 0, 0)
+    assert hourly.last["ran_at"] == START + 3 * HOUR + 20.5 * 60_000
+    assert [line["event"] for line in logs] == ["outcomes_stored"]
+    [row] = await store.trading_rows("signal_outcomes")
+    assert row[0] == "one"
+    await store.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script stands for the program")
+async def test_in_a_fast_market_outcomes_are_a_minute_of_the_wall_apart_and_what_failed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", script(tmp_path, "echo 'perpline: the disk is full' >&2; exit 1"))
+    hourly = HourlyOutcomes(settings(tmp_path), clock := ManualClock(START, speed=3600.0))  # an hour a second
+
+    with capture_logs() as logs:
+        task = asyncio.create_task(hourly.run())
+        await asyncio.sleep(0)
+        clock.advance(3600)
+        await eventually(lambda: logs, 20)
+        clock.advance((OUTCOMES_APART_S - 1) * 3600)
+        await asyncio.sleep(0.2)
+        assert len(logs) == 1
+        clock.advance(3600)  # the minute is over
+        await asyncio.sleep(0.05)
+        clock.advance(3600)
+        await eventually(lambda: len(logs) == 2, 20)
+        task.cancel()
+
+    assert hourly.last is not None
+    assert hourly.last["error"] == "perpline: the disk is full"
+    assert [(line["log_level"], line["event"]) for line in logs] == [("warning", "outcomes_not_stored")] * 2
+
+
+def test_the_outcomes_are_in_the_metrics() -> None:
+    last = {"ran_at": START, "stored": 5, "open": 4, "waiting": 3, "left_out": 2}
+
+    values = {family.name: family.samples[0].value for family in families({"outcomes": last})}
+
+    assert values == {
+        "perpline_outcomes_ok": 1.0,
+        "perpline_outcomes_waiting_signals": 3,
+        "perpline_outcomes_left_out_signals": 2,
+    }
+    failed = {family.name: family.samples[0].value for family in families({"outcomes": {"ran_at": 0, "error": "x"}})}
+    assert failed == {"perpline_outcomes_ok": 0.0}
+    assert list(families({"outcomes": None})) == []

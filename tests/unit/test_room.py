@@ -12,8 +12,8 @@ from perpline.common.clock import ManualClock
 from perpline.common.config import load_settings
 from perpline.common.errors import Unavailable
 from perpline.domain.signal import Message
+from perpline.metrics import families
 from perpline.room import DAY_MS, Room
-from perpline.status import room_metrics
 from perpline.storage.sqlite import SqliteStore
 
 GB = 1_000_000_000
@@ -85,9 +85,9 @@ async def test_a_disk_that_will_be_full_within_three_days_is_an_alarm_though_the
     assert room.facts["days_until_full"] == pytest.approx(2.0, abs=0.1)
     [said] = room.trouble()
     assert "is full in 2.0 days at the present rate" in said
-    samples = {sample.name: sample.value for metric in room_metrics(room.facts) for sample in metric.samples}
+    samples = {sample.name: sample.value for metric in families({"room": room.facts}) for sample in metric.samples}
     assert samples["perpline_disk_low"] == 1.0
-    assert samples["perpline_disk_days_until_full"] == room.facts["days_until_full"]
+    assert samples["perpline_disk_full_in_seconds"] == room.facts["days_until_full"] * 86_400
     [line] = room_lines({"room": room.facts, "archive": None, "spool": None})
     assert "full in 2 days   the disk is nearly full" in line.plain
     never, _ = watched(tmp_path, disk, disk_low_days=0)

@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import Metric
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector
 from rich.console import Console
 from tests.trading_desk import Desk, desk, signal
 
 from perpline.cli.trading_view import event_lines, positions_table, trading_lines
 from perpline.common.errors import Unavailable
-from perpline.status import trading_metrics, trading_trouble
+from perpline.metrics import families
+from perpline.status import trading_trouble
 
 
 async def opened(found: Desk, *, protected: bool = True) -> None:
@@ -41,16 +38,9 @@ def trading(found: Desk, mode: str = "live", **live: Any) -> dict[str, Any]:
 
 
 def samples(facts: dict[str, Any] | None) -> dict[tuple[str, ...], float]:
-    class One(Collector):
-        def collect(self) -> list[Metric]:
-            return list(trading_metrics(facts))
-
-    registry = CollectorRegistry()
-    registry.register(One())
-    families = text_string_to_metric_families(generate_latest(registry).decode())
     return {
         (each.name, *(label for _, label in sorted(each.labels.items(), reverse=True))): each.value
-        for family in families
+        for family in families({"trading": facts})
         for each in family.samples
     }
 
@@ -72,7 +62,7 @@ async def test_an_open_and_protected_position_is_shown_and_no_trouble(tmp_path: 
     told, page = samples(facts), shown(facts)
     assert trading_trouble(facts, 3.0) == []
     assert told["perpline_positions", "live"] == told["perpline_entries_total", "live"] == 1
-    assert told["perpline_naked_seconds", "live"] == told["perpline_trading_rows_waiting", "live"] == 0
+    assert told["perpline_naked_seconds", "live"] == told["perpline_trading_waiting_rows", "live"] == 0
     assert told["perpline_equity_usdt", "live"] == 10_000
     assert told["perpline_trading_mode", "all", "live"] == 1
     assert told["perpline_trading_mode", "all", "paper"] == told["perpline_trading_mode", "all", "off"] == 0

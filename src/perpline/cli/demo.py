@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,13 +36,14 @@ from perpline.cli.demo_trade import (
     trading_summary,
 )
 from perpline.cli.options import JsonOption, RedisOption, print_json, run_loop, stderr
-from perpline.cli.status import fetch_status, summary_lines, symbols_table
+from perpline.cli.status import summary_lines, symbols_table
 from perpline.cli.trading_view import event_lines, open_positions, positions_table, shortened, trading_lines
 from perpline.common.config import load_settings, masked_url
 from perpline.common.errors import NeedsPerson
 from perpline.domain.candle import MINUTE_MS, last_boundary
 from perpline.domain.order import Account
 from perpline.domain.signal import Status
+from perpline.worker_client import fetch_status
 
 EDGE_BP = 2.0
 """The drift a minute that the demo's market has behind one-sided takers, so that there is something to see."""
@@ -50,6 +52,8 @@ SPEED, TRADE_SPEED = 10.0, 60.0
 """Trading shows itself by the hour: positions live for up to four."""
 EVENTS_SHOWN = 6
 START_TIMEOUT_S = 60.0
+DASHBOARD_NICE = 5
+"""It must not take the processor from what it shows."""
 STOP_TIMEOUT_S = 30.0
 NOT_STARTED = {"http": "http://127.0.0.1:9", "ws": "ws://127.0.0.1:9"}
 """What stands for the exchange's addresses while the other settings are checked."""
@@ -97,6 +101,9 @@ def demo(
         str | None, typer.Option(help="Keep the tables here instead of in a temporary file.", show_default=False)
     ] = None,
     redis: RedisOption = None,
+    with_dashboard: Annotated[
+        bool, typer.Option("--dashboard/--no-dashboard", help="Serve the dashboard too, and show its address.")
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Watch perpline do its main job on a simulated exchange, until Ctrl-C; then see what it did.
@@ -122,6 +129,7 @@ def demo(
                 database=database,
                 redis=redis,
                 account=account,
+                with_dashboard=with_dashboard,
             )
 
         summary = run_loop(main)
@@ -142,6 +150,7 @@ async def _demo(
     database: str | None,
     redis: str | None,
     account: Account | None,
+    with_dashboard: bool,
 ) -> dict[str, Any]:
     database = database or f"sqlite:///{folder / 'demo.db'}"
     trading_settings = {} if account is None else trade_settings(speed)
@@ -151,7 +160,7 @@ async def _demo(
         "simulate", "--port", "0", "--speed", str(speed), "--seed", str(seed), "--symbols", str(symbols),
         "--edge", str(EDGE_BP), log=folder / "exchange.log",
     )  # fmt: skip
-    worker = None
+    worker, pages = None, None
     try:
         ready = await _first_line(exchange, "the simulated exchange", folder / "exchange.log")
         port = _free_port()
@@ -164,18 +173,59 @@ async def _demo(
                 mover = Mover(ready["http"], session, speed)
             keys = KEYS if account == "live" else {}
             worker = await _start("run", "--json", "--config", str(settings), log=folder / "worker.log", extra=keys)
-            await _watch(session, stop, worker, folder, port, duration, speed, mover)
+            pages = Pages(settings, folder / "dashboard.log", keys) if with_dashboard else None
+            await _watch(session, stop, worker, folder, port, duration, speed, mover, pages)
             stopped_at = await market_time(ready["http"], session)
             status = await _last_words(worker, folder / "worker.log")
             traded = None
             if account is not None and mover is not None:
                 await end_trading(database, stopped_at, status["slot"])
                 traded = await trading_summary(database, account, mover.moved)
-            return await _summary(Run(speed, ready, stopped_at, status, traded), session, database)
+            summary = await _summary(Run(speed, ready, stopped_at, status, traded), session, database)
+            return {**summary, "dashboard": pages.url.partition("?")[0] or None if pages is not None else None}
     finally:
+        if pages is not None:
+            await pages.end()
         for process in (worker, exchange):
             if process is not None:
                 await _end(process)
+
+
+class Pages:
+    """The dashboard beside the demo's worker: a process of its own, begun when the worker is ready."""
+
+    def __init__(self, settings: Path, log: Path, keys: Mapping[str, str]) -> None:
+        self.url = ""
+        """With the token; empty until it listens."""
+        self._settings = settings
+        self._log = log
+        self._keys = keys
+        self._process: asyncio.subprocess.Process | None = None
+        self._starting: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        self._starting = asyncio.create_task(self._start(), name="dashboard")
+
+    async def _start(self) -> None:
+        self._process = await _start(
+            "dashboard", "--json", "--port", "0", "--no-open", "--config", str(self._settings),
+            log=self._log, extra=self._keys, nice=DASHBOARD_NICE,
+        )  # fmt: skip
+        try:
+            said = await _first_line(self._process, "the dashboard", self._log)
+        except NeedsPerson as error:
+            stderr.print(str(error), style="yellow", highlight=False)  # the rest of the demo does without
+            return
+        self.url = said["url"]
+        if not sys.stdout.isatty():
+            stderr.print(f"dashboard: {self.url}", highlight=False, soft_wrap=True)
+
+    async def end(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+        if self._process is not None:
+            await _end(self._process)
 
 
 def _settings(
@@ -221,10 +271,12 @@ def _settings_file(values: Mapping[str, object], folder: Path) -> Path:
     return path
 
 
-async def _start(*arguments: str, log: Path, extra: Mapping[str, str] = {}) -> asyncio.subprocess.Process:
+async def _start(
+    *arguments: str, log: Path, extra: Mapping[str, str] = {}, nice: int = 0
+) -> asyncio.subprocess.Process:
     """One of our own commands as a process that does not outlive this one and hears no Ctrl-C meant for us.
 
-    `extra`: what its environment has beside ours."""
+    `extra`: what its environment has beside ours; `nice`: how far it stands back for the others."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PERPLINE_")} | dict(extra)
     environment.pop("CREDENTIALS_DIRECTORY", None)  # a key of the user's has no business here
     with log.open("wb") as errors:
@@ -235,13 +287,15 @@ async def _start(*arguments: str, log: Path, extra: Mapping[str, str] = {}) -> a
             stderr=errors,
             env=environment,
             start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=partial(_in_child, nice) if sys.platform == "linux" else None,
             limit=1 << 26,
         )  # fmt: skip
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent is gone, however that happened (prctl PR_SET_PDEATHSIG)."""
+def _in_child(nice: int) -> None:
+    """Stand back, and ask the kernel to end this process when its parent is gone, however that happened
+    (prctl PR_SET_PDEATHSIG)."""
+    os.nice(nice)
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
@@ -268,6 +322,7 @@ async def _watch(
     duration: float | None,
     speed: float,
     mover: Mover | None,
+    pages: Pages | None,
 ) -> None:
     """Show the worker until the stop; `duration` counts from the moment it is ready."""
     loop = asyncio.get_running_loop()
@@ -288,12 +343,15 @@ async def _watch(
             if facts is not None:
                 if facts["ready"] and ready_at is None:
                     ready_at = now
+                    if pages is not None:
+                        pages.begin()
                     if live is None:
                         stderr.print(f"worker ready after {facts['ready_after_s']} s")
                 told = "" if mover is None or ready_at is None else await mover.look(facts["trading"], now)
                 if live is not None:
                     said = None if mover is None else mover.said
-                    live.update(screen(facts, speed, live.console.width, live.console.height, said))
+                    url = "" if pages is None else pages.url
+                    live.update(screen(facts, speed, live.console.width, live.console.height, said, url))
                 elif told:
                     stderr.print(told, highlight=False)
             with suppress(TimeoutError):
@@ -313,8 +371,10 @@ async def _status_or_none(session: aiohttp.ClientSession, folder: Path, port: in
         return None  # not listening yet, or busy; the next look is soon
 
 
-def screen(facts: dict[str, Any], speed: float, width: int, height: int, said: str | None = None) -> Group:
-    """The live view, no taller than `height`: header, one row a symbol, footer.
+def screen(
+    facts: dict[str, Any], speed: float, width: int, height: int, said: str | None = None, url: str = ""
+) -> Group:
+    """The live view, no taller than `height`: header with the dashboard's address, one row a symbol, footer.
 
     Unless `said` is None there is a panel of trading in between, with this line in it."""
     seconds = facts["now"] // 1000 % 86_400
@@ -322,7 +382,10 @@ def screen(facts: dict[str, Any], speed: float, width: int, height: int, said: s
     ready = "[green]ready[/]" if facts["ready"] else "[yellow]starting[/]"
     note = Text("Ctrl-C ends it. ", "dim")
     note.append(f"A simulated market, with a planted edge of {EDGE_BP:g} bp a minute: no word about real profit.")
-    lines = shortened([*summary_lines(facts), note])  # one that wrapped would push the last symbols off the screen
+    told = [Text(f"dashboard {url}", "cyan")] if url else []
+    lines = shortened(
+        [*summary_lines(facts), *told, note]
+    )  # one that wrapped would push the last symbols off the screen
     header = Panel(
         Group(*lines[:-1]), title=f"[bold]perpline demo[/]  {clock} UTC  ×{speed:g}  {ready}", title_align="left"
     )

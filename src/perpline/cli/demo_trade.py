@@ -13,11 +13,11 @@ from rich.table import Table
 
 from perpline.bootstrap import open_store
 from perpline.cli.doctor import examine
-from perpline.cli.mode import check_live
 from perpline.cli.trading_view import exits_text, open_positions
 from perpline.common.config import load_settings
 from perpline.common.errors import NeedsPerson
 from perpline.common.telemetry import configure_logging
+from perpline.desk import check_live
 from perpline.domain.order import Account
 from perpline.storage.store import TRADING_TABLES
 from perpline.trading.mode import Mode, set_mode

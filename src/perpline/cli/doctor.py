@@ -1,4 +1,4 @@
-"""`perpline doctor`: whether everything that live trading needs is there, before it is needed."""
+"""`perpline doctor`: whether everything that is needed is there, before it is; on paper, and for live trading."""
 
 import asyncio
 import os
@@ -7,10 +7,11 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +24,8 @@ from perpline.bootstrap import (
     make_rest,
     open_store,
 )
+from perpline.cli.bundle import write_bundle
+from perpline.cli.checks import ONLY_FOR_LIVE, Check, State, look_around, run_check
 from perpline.cli.options import (
     ConfigOption,
     DatabaseOption,
@@ -36,7 +39,7 @@ from perpline.cli.options import (
     print_json,
     run_loop,
 )
-from perpline.common.clock import Clock
+from perpline.common.clock import Clock, SystemClock
 from perpline.common.config import Settings, load_settings
 from perpline.common.errors import NeedsPerson, PerplineError
 from perpline.common.telemetry import configure_logging
@@ -52,21 +55,10 @@ from perpline.trading.mode import Examination, note_examination
 from perpline.trading.risk import Risk, bold_settings
 from perpline.websocket.user_stream import UserStream
 
-State = Literal["ok", "warning", "failed", "not checked"]
-
 LARGEST_OFFSET_MS = 5_000
 """perpline corrects for a clock that is wrong; one that is more wrong than this is not looked after."""
 WITHIN_S = 15.0
 """So long a connection may take to prove itself, wall seconds."""
-
-
-class Check(Struct, frozen=True):
-    """What was looked at, what was found, and what to do about it."""
-
-    name: str
-    state: State
-    found: str
-    advice: str = ""
 
 
 def doctor(
@@ -76,36 +68,72 @@ def doctor(
     rest_url: RestUrlOption = None,
     speed: SpeedOption = None,
     database: DatabaseOption = None,
+    live: Annotated[bool, typer.Option("--live", help="Missing keys are a failure, too.")] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Write a file for a bug report, .zip or .tar.gz, without anything secret.", metavar="FILE"),
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="With --bundle: the worker's log; its last lines go in.", metavar="FILE")
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look at keys, permissions, account, clock, symbols and connections. Places no order. Exit 1 if anything failed.
+    """Look at everything a worker needs: folders, disk, database, Redis, model, ports, clock, symbols; where there are
+    keys also at permissions, account and connections. Places no order. Exit 1 if anything failed.
 
-    The result is stored: live trading asks for a passed one of these keys.
+    Without keys it is about paper trading, unless --live is given. The result for a key is stored: live trading asks
+    for a passed one.
 
-    Example: perpline doctor --json
+    Example: perpline doctor
+
+    Example: perpline doctor --bundle report.zip --log worker.log
     """
+    if log is not None and bundle is None:
+        raise typer.BadParameter("is for --bundle", param_hint="--log")
     overrides = exchange_settings(symbols, network, ws_url, rest_url, speed)
     settings = load_settings(config, os.environ, {**overrides, "database_url": database})
     configure_logging("warning", settings.log_format, sys.stderr)
 
-    async def main(stop: asyncio.Event) -> list[Check]:
-        return await examine(settings, random.Random())
+    async def main(stop: asyncio.Event) -> tuple[list[Check], list[str]]:
+        checks = [*await look_around(settings), *await examine(settings, random.Random(), live=live)]
+        if bundle is None:
+            return checks, []
+        return checks, await write_bundle(bundle, settings, checks, log, SystemClock().now_ms())
 
-    checks = run_loop(main)
+    checks, parts = run_loop(main)
     failed = [check.name for check in checks if check.state == "failed"]
+    for_paper = [name for name in failed if name not in ONLY_FOR_LIVE]
+    has_keys = next(check.state for check in checks if check.name == "keys") != "not checked"
     if as_json:
-        print_json({"passed": not failed, "checks": msgspec.to_builtins(checks)})
+        readiness = {"ready_for_paper": not for_paper, "ready_for_live": has_keys and not failed}
+        packed = {"bundle": str(bundle), "parts": parts} if bundle is not None else {}
+        print_json({"passed": not failed, **readiness, "checks": msgspec.to_builtins(checks), **packed})
     else:
-        _show(checks, Console())
-    if failed:
-        raise NeedsPerson(f"not ready for live trading: {', '.join(failed)}")
+        console = Console()
+        _show(checks, console)
+        console.print(_readiness("paper", for_paper))
+        console.print(_readiness("live", failed if has_keys else ["no API key"]))
+        if bundle is not None:
+            print(f"{bundle} is written ({', '.join(parts)}). Look into it before you send it.")
+    if failed and bundle is None:
+        what = "for live trading" if has_keys else "for paper trading"
+        raise NeedsPerson(f"not ready {what}: {', '.join(failed)}")
 
 
-async def examine(settings: Settings, rng: random.Random) -> list[Check]:
-    """Every check, in the order in which they are mended. The result is stored where there are keys."""
+def _readiness(what: str, lacking: Sequence[str]) -> Text:
+    if not lacking:
+        return Text(f"ready for {what} trading", "bold green")
+    return Text(f"not ready for {what} trading: {', '.join(lacking)}", "yellow")
+
+
+async def examine(settings: Settings, rng: random.Random, *, live: bool = False) -> list[Check]:
+    """What the exchange says of keys, account, clock and symbols. The result is stored where there are keys.
+
+    `live`: that there are none is a failure.
+    """
     checks: list[Check] = []
-    credentials = _keys(settings, checks)
+    credentials = _keys(settings, checks, live)
     checks.append(_routes(settings))
     checks.append(_limits(Risk.of(settings)))
     try:
@@ -114,8 +142,8 @@ async def examine(settings: Settings, rng: random.Random) -> list[Check]:
         return [*checks, Check("exchange", "failed", str(error), "network, or binance_futures_rest_url")]
     rest = make_rest(settings, clock)
     try:
-        await _run(checks, "clock", lambda: _clock(clock, rest))
-        await _run(checks, "symbols", lambda: _symbols(settings, rest, clock))
+        await run_check(checks, "clock", lambda: _clock(clock, rest), _ADVICE)
+        await run_check(checks, "symbols", lambda: _symbols(settings, rest, clock), _ADVICE)
         if credentials is not None:
             await _private(settings, credentials, clock, rest, rng, checks)
     finally:
@@ -125,14 +153,19 @@ async def examine(settings: Settings, rng: random.Random) -> list[Check]:
     return checks
 
 
-def _keys(settings: Settings, checks: list[Check]) -> Credentials | None:
+def _keys(settings: Settings, checks: list[Check], live: bool) -> Credentials | None:
     try:
         credentials = load_credentials(settings, os.environ)
     except NeedsPerson as error:
         checks.append(Check("keys", "failed", str(error)))
         return None
     if credentials is None:
-        checks.append(Check("keys", "failed", "there is no API key", "set api_key_file (docs/trading.md, Keys)"))
+        advice = "api_key_file (docs/trading.md, Keys)"
+        if live:
+            checks.append(Check("keys", "failed", "there is no API key", f"set {advice}"))
+        else:
+            found = "there is no API key, and paper trading needs none"
+            checks.append(Check("keys", "not checked", found, f"for live trading set {advice}"))
         return None
     kind = "HMAC" if credentials.signer.kind == "hmac" else "Ed25519"
     checks.append(Check("keys", "ok", f"{kind}, fingerprint {credentials.fingerprint}"))
@@ -223,15 +256,15 @@ async def _private(
         spot_url=endpoints.spot_rest_url(settings.binance_futures_ws_url, settings.binance_futures_rest_url),
     )
     try:
-        await _run(checks, "permissions", lambda: _permissions(trading))
+        await run_check(checks, "permissions", lambda: _permissions(trading), _ADVICE)
         if checks[-1].state == "failed":
             names = ("position mode", "margin mode", "account", "user stream", "order socket")
             checks.extend(Check(name, "not checked", "the key is of no use") for name in names)
             return
-        await _run(checks, "position mode", lambda: _position_mode(trading))
-        await _run(checks, "margin mode", lambda: _margin_mode(trading))
-        await _run(checks, "account", lambda: _account(trading))
-        await _run(checks, "user stream", lambda: _user_stream(settings, trading, clock, rng))
+        await run_check(checks, "position mode", lambda: _position_mode(trading), _ADVICE)
+        await run_check(checks, "margin mode", lambda: _margin_mode(trading), _ADVICE)
+        await run_check(checks, "account", lambda: _account(trading), _ADVICE)
+        await run_check(checks, "user stream", lambda: _user_stream(settings, trading, clock, rng), _ADVICE)
         if settings.order_transport == "rest":
             checks.append(Check("order socket", "not checked", "order_transport is rest"))
             return
@@ -247,7 +280,7 @@ async def _private(
             on_unknown=lambda name: None,
             measure_offset=measure_offset,
         )
-        await _run(checks, "order socket", lambda: _order_socket(socket))
+        await run_check(checks, "order socket", lambda: _order_socket(socket), _ADVICE)
     finally:
         await trading.close()
 
@@ -339,14 +372,6 @@ async def _store(settings: Settings, credentials: Credentials, clock: Clock, che
             await store.close()
     except PerplineError as error:
         checks.append(Check("database", "failed", str(error), "the result must be stored: database_url"))
-
-
-async def _run(checks: list[Check], name: str, check: Callable[[], Awaitable[Check]]) -> None:
-    """Add what the check finds; an error of ours on the way is a failure."""
-    try:
-        checks.append(await check())
-    except PerplineError as error:
-        checks.append(Check(name, "failed", str(error), _ADVICE.get(getattr(error, "code", 0), "")))
 
 
 _ADVICE = {

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from perpline.cli.books import AccountOption, read
+from perpline.cli.books import AccountOption
 from perpline.cli.database import with_store
 from perpline.cli.options import ConfigOption, DatabaseOption, JsonOption, print_json, time_ms
 from perpline.common.config import load_settings
 from perpline.common.errors import NeedsPerson
 from perpline.storage.store import TRADING_TABLES, Store
+from perpline.trading.books import read
 
 app = typer.Typer(help="Write fills, fees and funding as CSV or Parquet.", no_args_is_help=True)
 

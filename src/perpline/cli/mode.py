@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,13 +24,10 @@ from perpline.cli.options import (
     stderr,
     symbol_names,
 )
-from perpline.cli.worker import market_now, running_status, wake_worker
 from perpline.common.config import Settings, load_settings
-from perpline.common.errors import NeedsPerson
-from perpline.exchange.binance.credentials import load_credentials
-from perpline.leadership import shown_owner
-from perpline.storage.store import Store
-from perpline.trading.mode import ALL, InForce, Mode, ModeRow, Positions, last_examination, mode_rows, set_mode
+from perpline.desk import Unclear, change_mode, mode_change
+from perpline.trading.mode import ALL, InForce, Mode, ModeRow, Positions, mode_rows
+from perpline.worker_client import market_now, running_status
 
 app = typer.Typer(help="Show and set where signals are traded: off, paper or live.", no_args_is_help=True)
 
@@ -47,11 +43,8 @@ PositionsOption = Annotated[
     ),
 ]
 
-IN_ROLES_MS = 120_000
-"""An inference worker renewed the lease of its group so lately: that group decides."""
-FOREVER = "forever"
 HISTORY = 20
-_UNITS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_OPTIONS = {"reason": "--reason", "for": "--for"}
 _STYLE = {Mode.OFF: "dim", Mode.PAPER: "cyan", Mode.LIVE: "bold yellow"}
 
 
@@ -139,8 +132,6 @@ def live(
 
     Example: perpline mode live BTCUSDT --for 8h --reason "first day" --confirm-live
     """
-    if not lasts:
-        raise typer.BadParameter("live is set for a time: --for 8h, or --for forever", param_hint="--for")
     settings = _settings(config, database, status_port)
     _set(Mode.LIVE, symbols, reason, positions, lasts, settings, as_json, confirm)
 
@@ -155,64 +146,29 @@ def _set(
     as_json: bool,
     confirm: bool = False,
 ) -> None:
-    if not reason.strip():
-        raise typer.BadParameter("a change of mode has a reason", param_hint="--reason")
-    lasts_ms = None if lasts in (None, FOREVER) else _duration_ms(str(lasts))
     names = symbol_names(symbols or ())
+    try:
+        change = mode_change(
+            mode,
+            symbols=names,
+            reason=reason,
+            positions=positions,
+            lasts=lasts or None,
+            confirm_live=confirm,
+            by=who(),
+        )
+    except Unclear as error:
+        raise typer.BadParameter(str(error), param_hint=_OPTIONS[error.about]) from None
     unknown = [] if isinstance(settings.symbols, str) else [name for name in names if name not in settings.symbols]
     for name in unknown:
         stderr.print(f"{name} is none of the symbols in these settings", style="yellow", highlight=False)
-
-    async def work(store: Store) -> list[ModeRow]:
-        if mode == Mode.LIVE:
-            await check_live(store, settings, confirm)
-        now = market_now(await running_status(settings))
-        if mode != Mode.OFF:
-            await check_role(store, settings, now)
-        until = None if lasts_ms is None else now + lasts_ms
-        asked: dict[str, Any] = {"positions": positions, "by": who(), "reason": reason, "slot": settings.slot}
-        await set_mode(store, names, mode, now=now, until=until, **asked)
-        await wake_worker(settings)
-        return (await mode_rows(store))[-max(1, len(names)) :]
-
-    rows = with_store(settings, work)
+    rows = with_store(settings, lambda store: change_mode(store, settings, change))
     if as_json:
         print_json({"changed": [_facts(row, row.changed_at) for row in rows]})
         return
     for row in rows:
         until = "" if row.until is None else f" until {utc_text(row.until)}"
         print(f"{row.symbol or 'all symbols'}: {row.mode}{until}; open positions: {row.positions}")
-
-
-async def check_live(store: Store, settings: Settings, confirm: bool) -> None:
-    """Raises NeedsPerson where live trading must not begin."""
-    keys = load_credentials(settings, os.environ)
-    if keys is None:
-        raise NeedsPerson("live trading needs an API key: set api_key_file (docs/trading.md, Keys)")
-    examination = await last_examination(store, keys.fingerprint)
-    if examination is None:
-        raise NeedsPerson("these keys have not been examined: perpline doctor does, and must pass before live trading")
-    if not examination.passed:
-        raise NeedsPerson("perpline doctor found something that must be mended before live trading: run it again")
-    if not confirm and not any(row.mode == Mode.LIVE for row in await mode_rows(store)):
-        raise NeedsPerson("this would be the first live trading: add --confirm-live if real money is meant")
-
-
-async def check_role(store: Store, settings: Settings, now: int) -> None:
-    """Raises NeedsPerson where inference workers decide, for these trade nothing."""
-    lease = await store.lease(f"missed:{settings.slot}")
-    if lease is not None and lease.owner and abs(now - lease.until) < IN_ROLES_MS:
-        raise NeedsPerson(
-            f"inference workers decide for slot {settings.slot} ({shown_owner(lease.owner)} is one), and only a worker "
-            "with --role all trades: stop them and start one"
-        )
-
-
-def _duration_ms(text: str) -> int:
-    found = re.fullmatch(r"(\d{1,5})([mhd])", text.strip().lower())
-    if found is None or int(found[1]) == 0:
-        raise typer.BadParameter(f"no duration: {text!r}; 30m, 8h or 2d is one", param_hint="--for")
-    return int(found[1]) * _UNITS[found[2]]
 
 
 def _facts(row: ModeRow, now: int) -> dict[str, Any]:

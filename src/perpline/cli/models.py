@@ -13,13 +13,13 @@ from rich.text import Text
 from perpline.bootstrap import utc_text
 from perpline.cli.database import who, with_store
 from perpline.cli.options import ConfigOption, DatabaseOption, JsonOption, print_json, time_ms
-from perpline.cli.status import fetch_status
 from perpline.common.config import Settings, load_settings
 from perpline.common.errors import NeedsPerson
 from perpline.domain.candle import MINUTE_MS, last_boundary
 from perpline.inference import registry
 from perpline.inference.artefact import load_artefact, read_manifest
 from perpline.storage.store import Deployment, Store
+from perpline.worker_client import fetch_status
 
 app = typer.Typer(help="List, check and deploy models.", no_args_is_help=True)
 

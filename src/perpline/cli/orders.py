@@ -18,7 +18,6 @@ from perpline.cli.books import (
     account_text,
     fitting_table,
     price,
-    read,
     short_times,
     side_text,
 )
@@ -26,6 +25,7 @@ from perpline.cli.database import with_store
 from perpline.cli.options import ConfigOption, DatabaseOption, JsonOption, print_json, time_ms
 from perpline.common.config import load_settings
 from perpline.storage.store import Store
+from perpline.trading.books import read
 
 _STYLE = {
     "filled": "green",

@@ -17,17 +17,15 @@ from perpline.cli.books import (
     account_rank,
     account_text,
     fitting_table,
-    last_marks,
     money,
-    read,
     short_times,
     side_text,
-    unrealized,
 )
 from perpline.cli.database import with_store
 from perpline.cli.options import ConfigOption, DatabaseOption, JsonOption, print_json, time_ms
 from perpline.common.config import load_settings
 from perpline.storage.store import Store
+from perpline.trading.books import last_marks, read, unrealized
 
 ZERO = Decimal(0)
 AMOUNTS = ("realized", "fees", "funding", "net", "unrealized")

@@ -17,18 +17,17 @@ from perpline.cli.books import (
     account_rank,
     account_text,
     fitting_table,
-    last_marks,
     money,
     price,
-    read,
     short_times,
     side_text,
 )
-from perpline.cli.books import unrealized as unrealized_pnl
 from perpline.cli.database import with_store
 from perpline.cli.options import ConfigOption, DatabaseOption, JsonOption, print_json
 from perpline.common.config import load_settings
 from perpline.storage.store import Store
+from perpline.trading.books import last_marks, read
+from perpline.trading.books import unrealized as unrealized_pnl
 
 
 def positions(

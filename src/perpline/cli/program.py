@@ -1,5 +1,6 @@
 """The one program: `perpline`, and its commands."""
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -36,9 +37,12 @@ def perpline(
 
 
 COMMANDS = (
+    "init",
     "demo",
     "run",
     "status",
+    "top",
+    "dashboard",
     "watch",
     "symbols",
     "schema",
@@ -46,6 +50,7 @@ COMMANDS = (
     "db",
     "plan",
     "doctor",
+    "alerts",
     "drill",
     "models",
     "explain",
@@ -67,6 +72,7 @@ COMMANDS = (
     "train",
     "backtest",
     "parity",
+    "outcomes",
 )
 """Each is a module of this folder with a function, or for a group of commands an `app`, of that name."""
 
@@ -89,14 +95,20 @@ def add_commands(names: Sequence[str] = COMMANDS) -> None:
 
 
 def import_command(arguments: Sequence[str]) -> None:
-    """What this command line needs; for help and for what is none, all commands."""
-    add_commands([arguments[0]] if arguments and arguments[0] in COMMANDS else COMMANDS)
+    """What this command line needs: its command, and for help, completion and what is none, nothing."""
+    if _is_to_be_done(arguments):
+        add_commands([arguments[0]])
 
 
 def run_command(arguments: Sequence[str]) -> int:
     """The exit code, as `main` promises it."""
     try:
-        app(args=arguments, prog_name="perpline")
+        if _is_to_be_done(arguments):
+            app(args=arguments, prog_name="perpline")
+        else:
+            from perpline.cli.outline import outline_app
+
+            outline_app(app, COMMANDS)(args=arguments, prog_name="perpline")
     except PerplineError as error:
         return _tell(error)
     except BaseExceptionGroup as group:
@@ -105,6 +117,11 @@ def run_command(arguments: Sequence[str]) -> int:
             raise
         return _tell(_first(known))
     return 0
+
+
+def _is_to_be_done(arguments: Sequence[str]) -> bool:
+    """Whether a command is to run, or its own help to be shown; else its outline is enough."""
+    return bool(arguments) and arguments[0] in COMMANDS and "_PERPLINE_COMPLETE" not in os.environ
 
 
 def _first(group: BaseExceptionGroup[PerplineError]) -> PerplineError:

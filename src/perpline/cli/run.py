@@ -24,8 +24,9 @@ from perpline.cli.options import (
     print_json,
     run_loop,
 )
+from perpline.common.clock import SystemClock
 from perpline.common.config import load_settings
-from perpline.common.telemetry import configure_logging
+from perpline.common.telemetry import LogRing, configure_logging
 from perpline.realtime_worker import run_rest
 from perpline.realtime_worker_ws import run_ws
 
@@ -85,7 +86,8 @@ def run(
             "status_port": status_port,
         },
     )
-    configure_logging(settings.log_level, settings.log_format, sys.stderr)
+    logs = LogRing(SystemClock().now_ms)
+    configure_logging(settings.log_level, settings.log_format, sys.stderr, ring=logs)
 
     async def main(stop: asyncio.Event) -> dict[str, Any]:
         if duration is not None:
@@ -93,7 +95,7 @@ def run(
         run_role = run_rest if rest else run_ws
         if settings.role == "inference":
             from perpline.inference_worker import run_inference as run_role  # Redis comes with it
-        return await run_role(settings, stop, random.Random(), lambda ready: None)
+        return await run_role(settings, stop, random.Random(), lambda ready: None, logs)
 
     status = run_loop(main)
     if as_json:

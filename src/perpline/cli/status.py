@@ -1,14 +1,11 @@
 """`perpline status`: what a running worker says of itself."""
 
 import asyncio
-import json
 import math
 import os
 from collections import Counter
-from pathlib import Path
 from typing import Annotated, Any
 
-import aiohttp
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -17,36 +14,8 @@ from rich.text import Text
 from perpline.cli.options import ConfigOption, JsonOption, print_json
 from perpline.cli.trading_view import open_positions, positions_table, trading_lines
 from perpline.common.config import load_settings
-from perpline.common.errors import NeedsPerson
 from perpline.domain.candle import MINUTE_MS
-from perpline.endpoint import token_file
-
-
-async def fetch_status(data_dir: Path, port: int, session: aiohttp.ClientSession | None = None) -> dict[str, Any]:
-    """The status of the worker on this port. Raises NeedsPerson where none answers."""
-    path = token_file(data_dir, port)
-    try:
-        access = json.loads(path.read_text())
-        url, token = access["url"], access["token"]
-    except FileNotFoundError:
-        raise NeedsPerson(f"no worker runs on port {port}: {path} is not there (perpline run starts one)") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise NeedsPerson(f"cannot read the worker's token file {path}: {error}") from None
-    own = session is None
-    session = session or aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5))
-    try:
-        async with session.get(f"{url}/status", headers={"Authorization": f"Bearer {token}"}) as answer:
-            if answer.status != 200:
-                raise NeedsPerson(f"the worker on port {port} refuses: HTTP {answer.status}")
-            status: dict[str, Any] = await answer.json()
-            return status
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise NeedsPerson(
-            f"the worker on port {port} does not answer ({str(error) or 'timeout'}): it is dead or hangs; see its log"
-        ) from None
-    finally:
-        if own:
-            await session.close()
+from perpline.worker_client import fetch_status
 
 
 def status(

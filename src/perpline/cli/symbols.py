@@ -26,7 +26,6 @@ from perpline.cli.options import (
     print_json,
     symbol_names,
 )
-from perpline.cli.worker import market_now, running_status, wake_worker
 from perpline.common.clock import SystemClock
 from perpline.common.config import Settings, load_settings
 from perpline.common.errors import NeedsPerson
@@ -42,10 +41,13 @@ from perpline.storage.symbols import (
     store_symbols,
     symbol_changes,
 )
+from perpline.worker_client import market_now, running_status, wake_worker
 
 app = typer.Typer(help="Show and change which symbols are followed, while a worker runs too.", no_args_is_help=True)
 
-SymbolsArgument = Annotated[list[str], typer.Argument(metavar="SYMBOL...", show_default=False)]
+SymbolsArgument = Annotated[
+    list[str], typer.Argument(help="One or several symbols.", metavar="SYMBOL...", show_default=False)
+]
 
 FUNDING_BACK_MS = 3_600_000
 """A row of `premium_index` that is older than this says nothing of the next funding."""

@@ -109,10 +109,10 @@ def train(
     open_lockbox: Annotated[
         bool, typer.Option("--open-lockbox", help="Judge in the lock-box too: once for each release.")
     ] = False,
-    trees: Annotated[int, typer.Option(min=1, max=2000)] = 150,
-    leaves: Annotated[int, typer.Option(min=2, max=255)] = 15,
+    trees: Annotated[int, typer.Option(help="Trees of the model, of each side.", min=1, max=2000)] = 150,
+    leaves: Annotated[int, typer.Option(help="Leaves of a tree at most.", min=2, max=255)] = 15,
     every: Annotated[int, typer.Option(help="Train on one of so many rows of a symbol.", min=1, max=240)] = 10,
-    seed: Annotated[int, typer.Option(min=0)] = 1,
+    seed: Annotated[int, typer.Option(help="The same data and seed give the same model.", min=0)] = 1,
     note: Annotated[str, typer.Option(help="Kept in the manifest and shown in the report.")] = "",
     repair: Annotated[
         bool, typer.Option("--repair/--no-repair", help="Ask the exchange for missing rows first.")

@@ -328,6 +328,11 @@ class ClosedCandles:
             self._healing[key] = until
             self._jobs.put_nowait(key)
 
+    @property
+    def gaps_open(self) -> int:
+        """Holes that REST is asked for, and those that were given up and are asked for again."""
+        return len(self._open_gaps) + sum(len(holes) for holes in self.given_up.values())
+
     async def run(self) -> None:
         """Watch deadlines and heal, until cancelled. Not for a door without `fetch`."""
         async with asyncio.TaskGroup() as tasks:

@@ -218,6 +218,27 @@ class Settings(BaseModel):
     """Whose decisions these are: part of the key of `signals` and of every name on the bus."""
     status_port: int = Field(9720, ge=0, le=65_535)
     """Loopback port of the worker's endpoint; 0 takes a free one."""
+    dashboard_port: int = Field(9721, ge=0, le=65_535)
+    """Where `perpline dashboard` listens; 0 takes a free one."""
+    dashboard_host: str = Field("127.0.0.1", pattern=r"^[A-Za-z0-9_.:-]{1,253}$")
+    """On which address, or under which name. Others than this machine's own want --allow-remote and TLS."""
+    alert_urls: tuple[SecretStr, ...] = ()
+    """Who is told of alarms by `perpline alerts run`: addresses as apprise writes them, mailto://… or discord://…, as a
+    list; in the environment variable with spaces between them. They hold secrets and are never shown."""
+    alert_remind_h: float = Field(6.0, gt=0, le=8_760)
+    """An alarm that still stands is told again after so many hours."""
+    alert_every_s: float = Field(5.0, ge=0.05, le=300)
+    """How often `perpline alerts run` looks."""
+    alert_patience: float = Field(1.0, ge=0, le=100)
+    """What each alarm waits before it is raised and before it is over (`perpline alerts rules`), multiplied by this."""
+    alert_workers: int = Field(1, ge=1, le=32)
+    """How many workers are meant to run with this data folder; 2 where one stands by."""
+    alert_weight_pct: float = Field(80.0, gt=0, le=100)
+    """More of the exchange's request weight a minute than this is an alarm."""
+    alert_close_to_signal_ms: float = Field(500.0, gt=0, le=60_000)
+    """Signals that take longer than this from the last closing frame to the commit, wall time, are an alarm."""
+    alert_clock_offset_ms: float = Field(500.0, gt=0, le=60_000)
+    """A host's clock that is further from the exchange's than this is an alarm."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = "info"
     """The least level that is logged, to stderr."""
     log_format: Annotated[Literal["auto", "console", "json"], BeforeValidator(_lower)] = "auto"
@@ -294,6 +315,18 @@ class Settings(BaseModel):
         _check_scheme(value.get_secret_value(), ("memory", "redis", "rediss", "unix"))
         return value
 
+    @field_validator("alert_urls", mode="before")
+    @classmethod
+    def _check_alert_urls(cls, value: object) -> object:
+        urls = value.split() if isinstance(value, str) else value
+        if not isinstance(urls, list | tuple) or not all(isinstance(url, str | SecretStr) for url in urls):
+            raise ValueError('a list of addresses like ["mailto://user:password@example.com"] is expected')
+        for number, url in enumerate(urls, 1):
+            text = url.get_secret_value() if isinstance(url, SecretStr) else url
+            if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://.", text):
+                raise ValueError(f"number {number} is no address like mailto://… or discord://…")
+        return urls
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         # Prices of one network with candles of another would be stored side by side and never told apart again.
@@ -363,8 +396,12 @@ def _config_file(config: Path | None, env: Mapping[str, str]) -> Path | None:
         return config
     if named := env.get("PERPLINE_CONFIG"):
         return Path(named)
-    candidates = (Path("perpline.toml"), _xdg(env, "XDG_CONFIG_HOME", ".config") / "perpline" / "perpline.toml")
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in (Path("perpline.toml"), user_config_file(env)) if path.is_file()), None)
+
+
+def user_config_file(env: Mapping[str, str]) -> Path:
+    """The user's own settings file, which need not exist: $XDG_CONFIG_HOME/perpline/perpline.toml."""
+    return _xdg(env, "XDG_CONFIG_HOME", ".config", own=True) / "perpline.toml"
 
 
 def _from_file(path: Path) -> dict[str, tuple[object, str]]:
@@ -473,7 +510,7 @@ def _explain(error: ValidationError, values: Mapping[str, tuple[object, str]]) -
         return f"{name} is not set: with network = 'custom' both URLs must be given"
     value, source = values[name]
     # A URL may hold a password, and a broken one cannot be masked with certainty.
-    shown = "" if name in _URLS + _KEYS else f", not {value!r}"
+    shown = "" if name in (*_URLS, *_KEYS, "alert_urls") else f", not {value!r}"
     return f"{name} ({source}): {message}{shown}"
 
 
@@ -495,6 +532,8 @@ def _shown(name: str, value: object) -> object:
         return masked_url(secret) if name in _URLS else "***" if secret else ""
     if isinstance(value, Path):
         return str(value)
+    if name == "alert_urls" and isinstance(value, tuple):
+        return [url.get_secret_value().split("://", 1)[0] + "://***" for url in value]
     return list(value) if isinstance(value, tuple) else value
 
 

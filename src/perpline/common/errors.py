@@ -6,6 +6,7 @@ PerplineError
 │   └── RateLimited  stop asking this address until `retry_after_s` has passed
 ├── Refused          give up on this request: the other side understood it and said no (`code`)
 ├── Fenced           stop leading: another process does, and nothing of this was stored
+├── TooSlow          stop telling whoever is; there is nothing to mend here
 ├── OutcomeUnknown   look it up: the request may or may not have taken effect; never send it again
 └── NeedsPerson      tell the person and stop: the text says what happened and what to do
 """
@@ -44,6 +45,10 @@ class Refused(PerplineError):
 
 class Fenced(PerplineError):
     """The lease under which this was to be written is not ours any more. Nothing was stored; stop leading."""
+
+
+class TooSlow(PerplineError):
+    """A listener has not taken what it was told in time."""
 
 
 class OutcomeUnknown(PerplineError):

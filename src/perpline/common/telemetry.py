@@ -1,24 +1,83 @@
 """Logs, and the statistic that everything reports: latencies."""
 
+import itertools
 import logging
 import math
 import sys
 from collections import deque
-from typing import Literal, TextIO
+from collections.abc import Callable
+from typing import Any, Literal, TextIO
 
+import msgspec
 import stamina
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "console", "json"]
 
 
-def configure_logging(level: LogLevel, log_format: LogFormat, stream: TextIO | None = None) -> None:
+LOUD = ("warning", "error", "critical")
+MAX_FIELDS_BYTES = 8192
+
+
+class LogRing:
+    """The newest log events of level warning or worse, numbered from 1 on, for those who listen to a worker.
+
+    `now_ms` is the host's time, as the log's own. Events may come from any thread.
+    """
+
+    def __init__(self, now_ms: Callable[[], int], size: int = 1000) -> None:
+        self.size = size
+        self._now_ms = now_ms
+        self._rows: deque[tuple[int, dict[str, Any]]] = deque(maxlen=size)
+        self._numbers = itertools.count(1)
+
+    @property
+    def count(self) -> int:
+        """How many there ever were."""
+        return self._rows[-1][0] if self._rows else 0
+
+    def since(self, count: int) -> list[dict[str, Any]]:
+        """Those after so many, oldest first, as far as they are still here: {"event", "level", "at", "fields"}."""
+        return [row for number, row in self._rows.copy() if number > count]
+
+    def take(self, logger: object, name: str, event: EventDict) -> EventDict:
+        """The step of structlog's chain that keeps what goes by; it changes nothing."""
+        if event.get("level") in LOUD:
+            row = {"event": str(event.get("event")), "level": event["level"], "at": self._now_ms()}
+            self._rows.append((next(self._numbers), {**row, "fields": _plain_fields(event)}))
+        return event
+
+
+def _plain_fields(event: EventDict) -> dict[str, Any]:
+    """What the event says beside its name, as plain JSON values; cut where it says more than anybody reads."""
+    fields = {
+        name: value
+        for name, value in event.items()
+        if name not in ("event", "level", "timestamp", "exc_info", "stack_info") and not name.startswith("_")
+    }
+    error = sys.exc_info()[1] if event.get("exc_info") is True else event.get("exc_info")
+    if isinstance(error := error[1] if isinstance(error, tuple) else error, BaseException):
+        fields["exception"] = f"{type(error).__name__}: {error}"
+    try:
+        text = msgspec.json.encode(fields, enc_hook=str)
+        if len(text) <= MAX_FIELDS_BYTES:
+            plain: dict[str, Any] = msgspec.json.decode(text)
+            return plain
+    except Exception as failure:
+        # Broad: whatever cannot be spelled must not fail who only logs.
+        text = f"these cannot be shown: {failure}".encode()
+    return {"text": text[:MAX_FIELDS_BYTES].decode(errors="replace")}
+
+
+def configure_logging(
+    level: LogLevel, log_format: LogFormat, stream: TextIO | None = None, *, ring: LogRing | None = None
+) -> None:
     """Send structlog's and the standard library's logs to `stream`, by default stderr: stdout stays for results.
 
-    `auto` is `console` (coloured) on a terminal and `json`, one object a line, elsewhere. To be called once, by the
-    command; a second call replaces the first.
+    `auto` is `console` (coloured) on a terminal and `json`, one object a line, elsewhere. `ring` keeps what is loud. To
+    be called once, by the command; a second call replaces the first.
     """
     stream = sys.stderr if stream is None else stream
     console = log_format == "console" or (log_format == "auto" and stream.isatty())
@@ -27,6 +86,7 @@ def configure_logging(level: LogLevel, log_format: LogFormat, stream: TextIO | N
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=True),
         structlog.processors.StackInfoRenderer(),
+        *([ring.take] if ring is not None else []),
     ]
     render: list[Processor] = (
         [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
@@ -60,6 +120,8 @@ class LatencyWindow:
 
     def __init__(self, size: int = 4096) -> None:
         self._recent: deque[float] = deque(maxlen=size)
+        self._summary: tuple[int, dict[str, float | None]] = (-1, {})
+        """The last one, and the count that it is of: it is asked for each second and changes each minute."""
         self.count = 0
         """How many were ever added."""
 
@@ -67,6 +129,11 @@ class LatencyWindow:
         """Take a duration in milliseconds."""
         self._recent.append(ms)
         self.count += 1
+
+    @property
+    def last(self) -> float | None:
+        """The newest of them, None without any."""
+        return self._recent[-1] if self._recent else None
 
     def quantile(self, q: float) -> float | None:
         """The smallest of the newest durations that at least the share `q` of them do not exceed; None without any.
@@ -82,4 +149,6 @@ class LatencyWindow:
 
     def summary(self) -> dict[str, float | None]:
         """{"p50", "p99"} in milliseconds, None without any: the form of every latency in our reports."""
-        return {"p50": self.quantile(0.5), "p99": self.quantile(0.99)}
+        if self._summary[0] != self.count:
+            self._summary = self.count, {"p50": self.quantile(0.5), "p99": self.quantile(0.99)}
+        return dict(self._summary[1])

@@ -17,6 +17,8 @@ STOP: Final = 2
 STOP_FIRST: Final = 3
 """Target and stop were both touched within one minute, and nobody can tell which came first: it counts as stopped."""
 TIMEOUT: Final = 4
+REASONS: Final = {OPEN: "none", TARGET: "target", STOP: "stop", STOP_FIRST: "stop_first", TIMEOUT: "timeout"}
+"""In words, as they are stored and shown."""
 
 MAX_SLIP_BP: Final = 2.0
 

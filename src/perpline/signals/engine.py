@@ -45,6 +45,10 @@ ASIDE = 64
 MISSED_AT_ONCE = 5_000
 """Rows of missed minutes that go into one transaction after a long downtime."""
 
+STAGES = ("exchange", "collect", "features", "predict", "decide", "commit", "publish")
+"""From T to the signal, one after the other: until the last close of a batch was received, until its features were
+begun, until they were there, scored, concluded, stored, and on the bus."""
+STAGES_OF_A_COLLECTOR = ("exchange", "collect", "send")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -147,6 +151,9 @@ class SignalEngine:
         """Wall milliseconds from the receipt of the closing frame of a batch's last symbol to published."""
         self.market_close_to_signal_ms = LatencyWindow()
         """Wall milliseconds from T to published: holds the exchange's own delay."""
+        self.stages_ms: dict[str, LatencyWindow] = {}
+        """Wall milliseconds of each stage of a batch. The last ones of a batch that another process won, or published,
+        are not ours to measure."""
         self._measured_from_us = 0
         self.by_status: Counter[Status] = Counter()
         self.decided_by: Counter[str] = Counter()
@@ -178,6 +185,7 @@ class SignalEngine:
         self._on_fenced = on_fenced
         self._send = send
         self._speaks = speaks
+        self._begin_stages()
         self._decides = True
         self._begins: dict[str, int] = {}
         """The boundary after which each expected symbol was expected, whatever has become of its minutes since."""
@@ -309,6 +317,11 @@ class SignalEngine:
         self._measured_from_us = self._clock.now_us()
         self.close_to_signal_ms = LatencyWindow()
         self.market_close_to_signal_ms = LatencyWindow()
+        self._begin_stages()
+
+    def stages_status(self) -> dict[str, dict[str, float | None]]:
+        """{stage: {"p50", "p99"}} of recent batches, wall milliseconds."""
+        return {stage: window.summary() for stage, window in self.stages_ms.items()}
 
     def add(self, symbol: str, after: int) -> None:
         """Expect decisions for this symbol for every minute that closes after this boundary."""
@@ -460,10 +473,14 @@ class SignalEngine:
                 continue
             batch.unpublished.discard(message.symbol)
             if not batch.unpublished:
+                since_commit_ms = None
                 if batch.committed_s is not None:
-                    self._step_ms["pub"].add((self._clock.wall_s() - batch.committed_s) * 1000)
+                    since_commit_ms = (self._clock.wall_s() - batch.committed_s) * 1000
+                    self._step_ms["pub"].add(since_commit_ms)
                 if batch.last_received_us < self._measured_from_us:
                     continue
+                if since_commit_ms is not None:
+                    self.stages_ms["publish"].add(since_commit_ms)
                 speed = self._clock.speed
                 self.close_to_signal_ms.add((now_us - batch.last_received_us) / 1000 / speed)
                 from_close_ms = now_us / 1000 + self._clock.offset_ms - batch.close_time
@@ -609,6 +626,7 @@ class SignalEngine:
         if self._send is not None:
             await self._send(symbols, close_time, received_us)
             self.batches += 1
+            self._count_stages(close_time, max(received_us.values()), began_us, {"send": self._clock.now_us()})
             return
         table = self._features.vectors(symbols)
         t_features = self._clock.now_us()
@@ -624,10 +642,14 @@ class SignalEngine:
         for symbol in symbols:
             self._unpublished[(symbol, close_time)] = batch
         began_s = self._clock.wall_s()
-        while (won := await self._commit(*concluded())) is None:
-            pass  # another process has decided a minute of these symbols: concluded again by what it decided
+        drafts = concluded()
+        t_decide = self._clock.now_us()
+        while (won := await self._commit(*drafts)) is None:
+            drafts = concluded()  # another process has decided a minute of these symbols: now by what it decided
         batch.committed_s = self._clock.wall_s()
         self._step_ms["db"].add((batch.committed_s - began_s) * 1000)
+        ends = {"features": t_features, "predict": t_predict, "decide": t_decide, "commit": self._clock.now_us()}
+        self._count_stages(close_time, batch.last_received_us, began_us, ends)
         self.batches += 1
         for symbol in set(symbols) - {decision.symbol for decision in won}:
             # Another process decided it first: its row stands and its message is that process's to send.
@@ -637,6 +659,19 @@ class SignalEngine:
             if decision.status is Status.OK:
                 self._last_ok[(decision.symbol, decision.side)] = close_time
         self._set_aside(close_time, symbols, table, scores, sum(one.status is Status.OK for one in won))
+
+    def _begin_stages(self) -> None:
+        stages = STAGES if self._send is None else STAGES_OF_A_COLLECTOR
+        self.stages_ms = {stage: LatencyWindow(256) for stage in stages}
+
+    def _count_stages(self, close_time: int, received_us: int, began_us: int, ends: Mapping[str, int]) -> None:
+        """`ends`: when the stages after `began_us` were over, in their order; microseconds of our market time."""
+        if received_us < self._measured_from_us:
+            return
+        speed, before = self._clock.speed, round((close_time - self._clock.offset_ms) * 1000)
+        for stage, end in {"exchange": received_us, "collect": began_us, **ends}.items():
+            self.stages_ms[stage].add((end - before) / 1000 / speed)
+            before = end
 
     def _concluded(
         self,

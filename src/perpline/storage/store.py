@@ -335,6 +335,13 @@ TRADING_TABLES: dict[str, TradingTable] = {
             time="minute",
         ),
         TradingTable(name="doctors", columns=("at", "account_hash", "passed", "result"), time="at"),
+        TradingTable(
+            name="signal_outcomes",
+            columns=("signal_id", "reason", "t_exit", "ret_net", "mae", "mfe"),
+            key=("signal_id",),
+            stays="first",
+            time="t_exit",
+        ),
         TradingTable(name="counters", columns=("name", "value"), key=("name",)),
         TradingTable(name="leases", columns=("name", "owner", "until", "fencing"), key=("name",)),
         TradingTable(name="symbols", columns=("symbol", "action", "changed_at", "by", "reason")),
@@ -343,9 +350,15 @@ TRADING_TABLES: dict[str, TradingTable] = {
             columns=("symbol", "status", "seen_at", "followed_at", "delivery_at", "note"),
             key=("symbol",),
         ),
+        TradingTable(
+            name="alerts",
+            columns=("name", "subject", "severity", "text", "raised_at", "cleared_at", "notified_at"),
+            key=("name", "subject", "raised_at"),
+            time="raised_at",
+        ),
     )
 }
-"""Every table of trading, and of what is followed, by name."""
+"""Every table of trading, of what became of signals, of what is followed, and of alarms, by name."""
 
 LOGICAL = frozenset({"reduce_only", "is_maker", "passed"})
 """Columns of trading that are true or false."""

@@ -397,6 +397,7 @@ class Trader:
             "wallet": None if worth is None else float(worth.wallet),
             "unrealized_pnl": None if worth is None else float(worth.unrealized_pnl),
             "equity": None if worth is None else float(worth.equity),
+            "day_equity": None if worth is None else float(self._curve.day_equity(worth.equity)),
             "positions": [self._position_status(position, naked) for position in self.manager.open_positions()],
             "orders_under_way": len(self.manager.unsettled_orders()),
             "naked_ms": max(naked.values(), default=0),

@@ -22,6 +22,8 @@ Floats = NDArray[np.float64]
 
 SIDES = (1, -1)
 """The order of the columns of everything that has one for each side."""
+LABEL_TABLES = ("candles_1m", "mark_klines", "funding_rates")
+"""What a price path is made of."""
 DELISTING_PENALTY_BP = 100.0
 """What leaving a contract costs beyond its last print when it is delisted during the trade: nobody knows that price."""
 HALF_LIFE_DAYS = 90.0

@@ -42,7 +42,16 @@ from perpline.training.fit import (
     predictor,
     to_onnx,
 )
-from perpline.training.labels import Floats, Ints, Labels, independent_symbols, label, price_path, weights
+from perpline.training.labels import (
+    LABEL_TABLES,
+    Floats,
+    Ints,
+    Labels,
+    independent_symbols,
+    label,
+    price_path,
+    weights,
+)
 from perpline.training.leaks import FeatureRows, LeakTest
 from perpline.training.report import report_html
 from perpline.training.splits import DAY_MS, Fold, Windows, rows_of, walk_forward
@@ -78,7 +87,6 @@ MIN_TRADES = 30
 GOLDEN_ROWS = 512
 GRAPH = "model.onnx"
 LOCKBOX = "lockbox_opened"
-LABEL_TABLES = ("candles_1m", "mark_klines", "funding_rates")
 DELISTED_AFTER_MS = DAY_MS
 """A series that ends this much before most others ended with its contract."""
 LABELS_FORMAT = 2
@@ -197,6 +205,12 @@ async def label_symbols(
     if options.rule.price == "mark" and not any(labels.known.any() for labels in made.values()):
         raise NeedsPerson(NO_MARK)
     return made, materials
+
+
+def row_weights(examples: Examples) -> Floats:
+    """What each row weighs, [n, 2] (long, short), seen from a minute after the last one."""
+    now = int(examples.times.max()) + MINUTE_MS
+    return np.stack([weights(examples.times, examples.unique[:, side], now) for side in (0, 1)], axis=1)
 
 
 async def check_mark(store: Store, options: Options) -> None:
@@ -333,7 +347,7 @@ def train(
     folds = whole
     if options.open_lockbox and not _with_rows([lockbox], examples):
         raise NeedsPerson("the lock-box has no rows to judge by: the history has a hole there")
-    weight = np.stack([weights(examples.times, examples.unique[:, side], to) for side in (0, 1)], axis=1)
+    weight = row_weights(examples)
     recipe = _Recipe(options, examples, weight, share)
 
     learned = examples.digest()

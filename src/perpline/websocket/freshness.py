@@ -69,6 +69,11 @@ class Freshness:
         """Wall seconds."""
         return self._limits[kind]
 
+    def longest_s(self, kind: str) -> float | None:
+        """Wall seconds after which a stream of this kind is stale whatever else is known; None where there is no such
+        age."""
+        return self._limits[kind] if _speaks_always(kind) else None
+
     def stale(self) -> dict[str, list[str]]:
         """The stale streams as connection → "BTCUSDT markPrice@1s", …"""
         return {
@@ -138,7 +143,7 @@ class Freshness:
 
     def _is_stale(self, symbol: str, kind: str, since: float, elsewhere: float | None, now: float) -> bool:
         limit_s = self.limit_s(kind)
-        if kind.startswith("markPrice") or (elsewhere is not None and elsewhere - since > limit_s):
+        if _speaks_always(kind) or (elsewhere is not None and elsewhere - since > limit_s):
             return True
         spoken_ms = self._spoken_of(symbol, kind)
         if spoken_ms is None:
@@ -160,3 +165,7 @@ class Freshness:
             action="new connection",
         )
         connection.renew(f"{stream} is silent")
+
+
+def _speaks_always(kind: str) -> bool:
+    return kind.startswith("markPrice")

@@ -162,6 +162,18 @@ class MarketStreams:
             if all(connection.heard_at(stream) is None for connection in berth)
         ]
 
+    def silent(self) -> list[tuple[str, str]]:
+        """(symbol, kind) of what should speak and is silent: stale streams, and those heard before of which no lane is
+        connected."""
+        found = {name for names in self.freshness.stale().values() for name in names}
+        for berth in self._berths:
+            if not any(connection.live for connection in berth):
+                for stream in berth[0].streams:
+                    symbol, kind = self._names[stream]
+                    if self.heard(symbol, kind) is not None:
+                        found.add(f"{symbol} {kind}")
+        return [(symbol, kind) for symbol, _, kind in (name.partition(" ") for name in sorted(found))]
+
     def facts(self) -> dict[str, object]:
         """Counts since the start, and what is stale now."""
         counts = dict(self._ended)

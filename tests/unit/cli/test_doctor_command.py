@@ -1,8 +1,12 @@
 """`perpline doctor` against the simulated account: what it finds, what it says to do, and that it stores it."""
 
+import asyncio
 import json
 import os
 import random
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -135,7 +139,10 @@ async def test_without_keys_the_rest_is_looked_at_all_the_same(tmp_path: Path) -
     async with simulated() as exchange:
         chosen = settings(exchange, tmp_path, binance_api_key="", binance_api_secret="")
         checks = await examine(chosen, random.Random(1))
-    assert states(checks) == {"keys": "failed", "addresses": "ok", "limits": "ok", "clock": "ok", "symbols": "ok"}
+        asked_for_live = await examine(chosen, random.Random(1), live=True)
+    found = {"keys": "not checked", "addresses": "ok", "limits": "ok", "clock": "ok", "symbols": "ok"}
+    assert states(checks) == found
+    assert states(asked_for_live) == {**found, "keys": "failed"}
 
 
 async def test_positions_too_small_for_every_symbol_are_found_before_the_first_order(tmp_path: Path) -> None:
@@ -165,23 +172,65 @@ async def test_the_symbols_are_those_that_a_worker_would_follow(tmp_path: Path) 
     assert found == "1 with prices, steps and limits"
 
 
+WORDS = ("--ws-url", "ws://127.0.0.1:9", "--rest-url", "http://127.0.0.1:9", "--symbols", "BTCUSDT")
+
+
 def test_the_command_prints_every_check_and_exits_with_1_where_one_failed() -> None:
-    words = ("--ws-url", "ws://127.0.0.1:9", "--rest-url", "http://127.0.0.1:9", "--symbols", "BTCUSDT")
-    done = command("doctor", *words)
+    done = command("doctor", *WORDS)
     assert done.code == 1
     assert "there is no API key" in done.out
-    assert "→ set api_key_file" in done.out
+    assert "→ for live trading set api_key_file" in done.out
     assert "ws://127.0.0.1:9/private/ws" in done.out
-    assert done.error_line.startswith("perpline: not ready for live trading: keys, ")
+    assert "not ready for paper trading: clock, symbols" in done.out
+    assert "not ready for live trading: no API key" in done.out
+    assert done.error_line == "perpline: not ready for paper trading: clock, symbols"
 
-    told = json.loads(command("doctor", *words, "--json").out.splitlines()[-1])
-    assert told["passed"] is False
-    assert told["checks"][0] == {
+    done = command("doctor", *WORDS, "--live", "--json")
+    assert done.error_line == "perpline: not ready for live trading: keys, clock, symbols"
+    assert (done.json["passed"], done.json["ready_for_paper"], done.json["ready_for_live"]) == (False, False, False)
+    assert [each["name"] for each in done.json["checks"]][:7] == [
+        "data folder",
+        "disk",
+        "database",
+        "redis",
+        "model",
+        "status port",
+        "dashboard port",
+    ]
+    assert next(each for each in done.json["checks"] if each["name"] == "keys") == {
         "name": "keys",
         "state": "failed",
         "found": "there is no API key",
         "advice": "set api_key_file (docs/trading.md, Keys)",
     }
+
+
+async def test_without_keys_paper_trading_is_ready_and_the_command_succeeds(tmp_path: Path) -> None:
+    async with simulated() as exchange:
+        words = ("--ws-url", exchange.ws_url, "--rest-url", exchange.http_url, "--symbols", "BTCUSDT,ETHUSDT", "--json")
+        done = await asyncio.to_thread(command_elsewhere, "doctor", *words, home=tmp_path)
+    told = json.loads(done.stdout)
+    assert [each for each in told["checks"] if each["state"] == "failed"] == []
+    assert (done.returncode, told["passed"]) == (0, True)
+    assert (told["ready_for_paper"], told["ready_for_live"]) == (True, False)
+
+
+def command_elsewhere(*words: str, home: Path) -> "subprocess.CompletedProcess[str]":
+    env = {**os.environ, "HOME": str(home), "PERPLINE_STATUS_PORT": "0"}
+    return subprocess.run([sys.executable, "-m", "perpline", *words], env=env, capture_output=True, text=True)
+
+
+def test_a_bundle_is_written_also_where_something_failed() -> None:
+    Path("worker.log").write_text("the last line\n")
+    done = command("doctor", *WORDS, "--bundle", "report.zip", "--log", "worker.log")
+    assert (done.code, done.err) == (0, "")
+    assert "report.zip is written (README.txt, about.json, " in done.out
+    with zipfile.ZipFile("report.zip") as archive:
+        assert archive.read("log.txt") == b"the last line\n"
+        assert json.loads(archive.read("doctor.json"))[0]["name"] == "data folder"
+
+    assert command("doctor", *WORDS, "--bundle", "report.zip").error_line.endswith("name another file, or remove it")
+    assert command("doctor", "--log", "worker.log").code == 2
 
 
 def test_a_key_file_that_others_can_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from perpline import desk
 from perpline.cli import mode as mode_command
 from perpline.endpoint import Endpoint
 from perpline.exchange.binance.credentials import make_credentials
@@ -141,7 +142,7 @@ def test_a_mode_is_set_shown_and_has_its_history(here: Here) -> None:
     [
         (["off"], "has a reason"),
         (["paper", "--reason", " "], "has a reason"),
-        (["live", "--reason", "go"], "--for 8h"),
+        (["live", "--reason", "go"], "is set for a time"),
         (["paper", "--for", "8 hours", "--reason", "go"], "no duration"),
         (["paper", "--for", "0h", "--reason", "go"], "no duration"),
         (["off", "A-USDT", "--reason", "go"], "is no symbol"),
@@ -175,7 +176,7 @@ def test_live_wants_keys_then_a_passed_doctor_then_a_confirmation(here: Here, mo
     here.examined(passed=False)
     assert "must be mended" in command(*confirmed).err
     here.examined(passed=True)
-    assert "add --confirm-live" in command(*live).err
+    assert "confirm it (--confirm-live)" in command(*live).err
     assert ok("mode", "show")["history"] == []
 
     done = command(*confirmed)
@@ -434,7 +435,7 @@ def test_a_wide_terminal_shows_every_column(here: Here, monkeypatch: pytest.Monk
 def test_a_mode_that_trades_is_refused_where_inference_workers_decide(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mode_command, "market_now", lambda running: NOW)
+    monkeypatch.setattr(desk, "market_now", lambda running: NOW)
     here.do(lambda store: store.take_lease("missed:champion", "host/boot/ns/77/abc", 0, NOW - 1_000))
     refused = command("mode", "paper", "--reason", "try")
     assert (refused.code, command("mode", "off", "--reason", "try").code) == (1, 0)

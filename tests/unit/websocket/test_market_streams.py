@@ -147,6 +147,21 @@ async def test_where_the_old_connection_ends_first_the_new_one_goes_on_without_a
             assert len(server.sockets) == 2
 
 
+async def test_what_was_heard_and_has_no_connection_any_more_counts_as_silent() -> None:
+    clock, heard = ManualClock(), Heard()
+    async with serving(listen) as server:
+        market = streams(server, heard, clock)
+        assert market.silent() == [], "nothing was heard yet"
+        async with running(market):
+            socket = await speaking(server, 0, "a@markPrice@1s")
+            await eventually(lambda: market.heard("a", "markPrice@1s") is not None)
+            assert market.silent() == []
+            await socket.response.close()
+            await eventually(lambda: not market.connections[0].live)
+
+            assert market.silent() == [("a", "markPrice@1s")]
+
+
 async def test_two_lanes_carry_the_same_and_are_renewed_half_an_age_apart_also_after_both_were_lost() -> None:
     clock, heard = ManualClock(), Heard()
     async with serving(listen) as server:

@@ -1,0 +1,57 @@
+"""What the rules judge: published facts of one instant, gathered from workers and tables."""
+
+from typing import Any
+
+from msgspec import Struct
+
+
+class Worker(Struct, frozen=True, kw_only=True):
+    """A worker of this data folder, and what it says of itself."""
+
+    port: int
+    status: dict[str, Any] | None
+    """/status; None where it does not answer."""
+    error: str = ""
+    """Why it does not."""
+    has_token: bool = True
+    """Whether its token file is there: an orderly stop takes it away, a death does not."""
+
+
+class OpenGap(Struct, frozen=True, kw_only=True):
+    """A hole in a series that nobody has repaired yet, with from_time and to_time of the exchange."""
+
+    symbol: str
+    series: str
+    from_time: int
+    to_time: int
+    cause: str
+
+
+class Facts(Struct, frozen=True, kw_only=True):
+    """Everything at one instant. What could not be had is None: then nothing is known, and no alarm comes or goes."""
+
+    now_ms: int
+    """Our host's time, UTC: alarms are about the wall's time, however fast the market's runs."""
+    workers: tuple[Worker, ...] = ()
+    database_error: str | None = None
+    """Why the database does not answer us; empty where it does, None where it was not asked."""
+    gaps: tuple[OpenGap, ...] | None = None
+    """Of candles of the last four hours of market time."""
+    close_to_signal_ms: tuple[float, ...] | None = None
+    """Of the last minutes that were decided: receipt of the last closing frame to commit, wall milliseconds."""
+    day_equity: dict[str, float] | None = None
+    """By account, what it was worth when the UTC day began, or first after."""
+    modes_before: dict[str, str] | None = None
+    """By symbol ("all" for the others) the mode that was last known."""
+
+    @property
+    def statuses(self) -> list[dict[str, Any]]:
+        """Of the workers that answer; the one that leads first."""
+        found = [worker.status for worker in self.workers if worker.status is not None]
+        return sorted(found, key=lambda status: not leads(status))
+
+
+def leads(status: dict[str, Any]) -> bool:
+    """Whether this worker decides, and does not stand by."""
+    leadership = status.get("leadership")
+    return leadership is None or bool(leadership["leads"])

@@ -1,0 +1,131 @@
+"""Gathers the facts: /status of the workers of a data folder, and a few questions to the tables."""
+
+import asyncio
+import re
+from typing import Any
+
+import aiohttp
+
+from perpline.alerts.facts import Facts, OpenGap, Worker
+from perpline.bootstrap import open_store
+from perpline.common.clock import Clock
+from perpline.common.config import Settings
+from perpline.common.errors import NeedsPerson, Unavailable
+from perpline.domain.candle import MINUTE_MS
+from perpline.storage.sqlite import SqliteStore
+from perpline.storage.store import Row, Store
+from perpline.worker_client import fetch_status
+
+DAY_MS = 86_400_000
+GAPS_MS = 4 * 60 * MINUTE_MS
+"""Older holes keep no decision back, nor do those of other series, which may be nobody's to repair; `perpline gaps` has
+them."""
+MOST_GAPS = 500
+LATENCY_MINUTES = 5
+DATABASE_PATIENCE_S = 10.0
+WORKER_PATIENCE_S = 5.0
+MOST_WORKERS = 32
+
+
+class Observer:
+    """Looks at the workers whose token files are in the data folder, the one on `status_port` in any case, and at the
+    database, which it also writes rows of alarms to."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._session: aiohttp.ClientSession | None = None
+        self._store: Store | None = None
+
+    async def look(self, modes_before: dict[str, str] | None = None) -> Facts:
+        """What can be known now; never raises for what is away."""
+        workers = await asyncio.gather(*(self._worker(port, has_token) for port, has_token in self._ports().items()))
+        facts = Facts(now_ms=self._clock.now_ms(), workers=tuple(workers), modes_before=modes_before)
+        try:
+            async with asyncio.timeout(DATABASE_PATIENCE_S):
+                tables = await self._tables(facts)
+        except TimeoutError:
+            tables = {"database_error": f"no answer within {DATABASE_PATIENCE_S:g} s"}
+        except (Unavailable, NeedsPerson) as error:
+            tables = {"database_error": str(error)}
+        return Facts(now_ms=facts.now_ms, workers=facts.workers, modes_before=modes_before, **tables)
+
+    async def write(self, rows: list[Row]) -> None:
+        """Store rows of `alerts`. Raises Unavailable or NeedsPerson; all may be written again."""
+        try:
+            async with asyncio.timeout(DATABASE_PATIENCE_S):
+                await (await self._open()).commit_trading({"alerts": rows})
+        except TimeoutError:
+            raise Unavailable(f"no answer within {DATABASE_PATIENCE_S:g} s") from None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+        if self._store is not None:
+            await self._store.close()
+
+    def _ports(self) -> dict[int, bool]:
+        """Of workers, and whether their token file is there."""
+        names = sorted(path.name for path in self._settings.data_dir.glob("worker-*.json"))
+        found = {int(match[1]): True for name in names if (match := re.fullmatch(r"worker-(\d{1,5})\.json", name))}
+        if self._settings.status_port:
+            found.setdefault(self._settings.status_port, False)
+        return dict(list(found.items())[:MOST_WORKERS])
+
+    async def _worker(self, port: int, has_token: bool) -> Worker:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WORKER_PATIENCE_S))
+        try:
+            status = await fetch_status(self._settings.data_dir, port, self._session)
+        except NeedsPerson as error:
+            return Worker(port=port, status=None, error=str(error), has_token=has_token)
+        except ValueError:
+            return Worker(port=port, status=None, error=f"what answers on port {port} is no worker")
+        return Worker(port=port, status=status)
+
+    async def _open(self) -> Store:
+        if self._store is None:
+            if not self._has_database():
+                raise Unavailable("there is no database yet")
+            store = open_store(self._settings.database_url.get_secret_value())
+            await store.open()
+            self._store = store
+        return self._store
+
+    def _has_database(self) -> bool:
+        """False before the first start of a worker that makes the file: that one is away, and the database is not."""
+        url = self._settings.database_url.get_secret_value()
+        return not url.startswith("sqlite:") or SqliteStore.from_url(url).path.exists()
+
+    async def _tables(self, facts: Facts) -> dict[str, Any]:
+        if not self._has_database():
+            return {}
+        store = await self._open()
+        statuses = facts.statuses
+        if not statuses:
+            await store.select("SELECT 1")
+            return {"database_error": ""}
+        now, speed, slot = int(statuses[0]["now"]), float(statuses[0]["speed"]), self._settings.slot
+        gaps = await store.select(
+            "SELECT symbol, series, from_time, to_time, cause FROM gaps WHERE repaired_at IS NULL "
+            f"AND series IN ('candles_1m', 'candles_15m', 'candles_1h') AND to_time > {now - GAPS_MS} "
+            f"ORDER BY to_time DESC, symbol, series LIMIT {MOST_GAPS}"
+        )
+        minutes = await store.select(
+            "SELECT close_time, MAX(t_commit) - MAX(t_candle_recv) FROM signals "
+            f"WHERE slot = '{slot}' AND close_time > {now - LATENCY_MINUTES * MINUTE_MS - MINUTE_MS} "
+            "AND status <> 'skipped_missed' GROUP BY close_time"
+        )
+        equity = await store.select(
+            "SELECT e.account, e.equity FROM equity e JOIN (SELECT account, MIN(minute) AS minute FROM equity "
+            f"WHERE minute >= {now - now % DAY_MS} GROUP BY account) d ON d.account = e.account AND d.minute = e.minute"
+        )
+        return {
+            "database_error": "",
+            "gaps": tuple(
+                OpenGap(symbol=symbol, series=series, from_time=begin, to_time=end, cause=cause)
+                for symbol, series, begin, end, cause in gaps
+            ),
+            "close_to_signal_ms": tuple(us / 1000 / speed for _, us in minutes),
+            "day_equity": {account: float(worth) for account, worth in equity},
+        }

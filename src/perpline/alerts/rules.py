@@ -1,0 +1,561 @@
+"""The alarms: pure functions of facts, one for each, with how long each must hold before anybody is told.
+
+A rule names what is wrong by subject (a stream, an account, a port; empty where there is only one). It returns None
+where that cannot be known: what stands then goes on to stand, and nothing new is raised.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from perpline.alerts.facts import Facts, leads
+from perpline.common.config import Settings
+from perpline.domain.candle import MINUTE_MS
+
+Severity = Literal["critical", "warning", "info"]
+"""critical: money or decisions are at risk, get up; warning: look today; info: know of it."""
+
+Found = Mapping[str, str]
+"""What is wrong, in words, by subject."""
+
+Judge = Callable[[Facts, Settings, Collection[str]], Found | None]
+"""(facts, settings, subjects for which the alarm stands) -> what is wrong. One that stands may have a lower limit, so
+that what hovers at the limit is one alarm and not many."""
+
+RUNBOOKS = "docs/runbooks"
+
+DECISIONS_LATE_MS = 3 * MINUTE_MS
+"""A symbol whose last decision is so old misses at least one: minutes are decided within 30 s."""
+SPOOL_OLD_S = 300.0
+SPOOL_SHARE = 0.1
+EASED = 0.9
+"""What stands ends below this share of its limit."""
+WEIGHT_EASED = 0.85
+
+
+class Alarm(Struct, frozen=True, kw_only=True):
+    """Something that is wrong."""
+
+    name: str
+    subject: str
+    severity: Severity
+    text: str
+    since: int
+    """Our host's time, milliseconds UTC."""
+
+
+class Rule(Struct, frozen=True, kw_only=True):
+    """When an alarm is raised and when it is over. Seconds are the wall's; both are multiplied by `alert_patience`."""
+
+    name: str
+    title: str
+    severity: Severity
+    when: Callable[[Settings], str]
+    """The condition in words."""
+    judge: Judge
+    for_s: float = 0.0
+    """How long it must have been so without a break."""
+    clear_s: float = 0.0
+    """How long it must have been otherwise, without a break, before it counts as over."""
+    is_event: bool = False
+    """It happens, and is never over."""
+
+    @property
+    def runbook(self) -> str:
+        return f"{RUNBOOKS}/{self.name}.md"
+
+
+# ---- the process
+
+
+def worker_away(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    dead = {
+        f"port {worker.port}": worker.error for worker in facts.workers if worker.status is None and worker.has_token
+    }
+    if dead or any(worker.status is not None for worker in facts.workers):
+        return dead
+    return {"": facts.workers[0].error if facts.workers else "no worker runs: no token file is in the data folder"}
+
+
+def worker_not_ready(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    return _of_each(facts, lambda status: {} if status["ready"] else {"": "it has not heard every stream once"})
+
+
+def standby_lost(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    alive = len(facts.statuses)
+    if not alive:
+        return None  # that is worker_away
+    if alive >= settings.alert_workers:
+        return {}
+    return {"": f"{alive} of {settings.alert_workers} workers answer: if this one fails nobody takes over"}
+
+
+def decisions_missing(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    def judge(status: dict[str, Any]) -> Found | None:
+        if "symbols" not in status or not status["ready"] or not leads(status) or status.get("role") == "collector":
+            return None
+        found = {}
+        for symbol, entry in status["symbols"].items():
+            decision, candle = entry["last_decision"], entry["last_candle"]
+            if decision is None:
+                continue  # followed since this minute, or halted since before the start
+            if decision["status"] == "skipped_missed":
+                found[symbol] = f"the minute that ended {_clock(decision['close_time'])} was not decided in time"
+            elif status["now"] - decision["close_time"] > DECISIONS_LATE_MS:
+                heard = "" if candle is None else f"; its last candle is that of {_clock(candle['open_time'])}"
+                found[symbol] = f"nothing was decided since {_clock(decision['close_time'])}{heard}"
+        return found
+
+    return _of_each(facts, judge)
+
+
+def close_to_signal_slow(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    if not facts.close_to_signal_ms:
+        return None
+    limit, usual = settings.alert_close_to_signal_ms, median(facts.close_to_signal_ms)
+    if usual <= limit * (EASED if "" in standing else 1):
+        return {}
+    of = f"median of the last {len(facts.close_to_signal_ms)} minutes; {limit:g} ms may be"
+    return {"": f"{usual:,.0f} ms from the closing frame to the signal, {of}"}
+
+
+# ---- the market
+
+
+def stream_stale(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    def judge(status: dict[str, Any]) -> Found | None:
+        if "connections" not in status:
+            return None
+        found = {}
+        for connection in status["connections"]:
+            if connection["delivers_nothing"]:
+                found[connection["name"]] = f"its connection is open and delivers nothing: {connection['url']}"
+            elif not connection["live"]:
+                found[connection["name"]] = f"not connected: {connection['last_error'] or 'connecting'}"
+        stale = (status.get("streams") or {}).get("stale", {})
+        for connection_name, streams in stale.items():
+            for stream in streams:
+                found[stream] = f"silent on {connection_name} though it should speak"
+        if (lost := _user_stream(status.get("trading"))) is not None:
+            found["account events"] = lost
+        return found
+
+    return _of_each(facts, judge)
+
+
+def gap_open(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    if facts.gaps is None:
+        return None
+    found = {}
+    for gap in facts.gaps:
+        until = f"{_clock(gap.from_time)} to {_clock(gap.to_time)}"
+        found[f"{gap.symbol} {gap.series}"] = f"missing from {until}: {gap.cause}"
+    return found
+
+
+def weight_high(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    def judge(status: dict[str, Any]) -> Found | None:
+        rest = status.get("rest")
+        if rest is None:
+            return None
+        found = {}
+        if rest["blocked_until"] > status["now"]:
+            found["blocked"] = f"the exchange has told us to stop asking until {_clock(rest['blocked_until'])}"
+        share = rest["weight_used"] / rest["weight_limit"]
+        if share > settings.alert_weight_pct / 100 * (WEIGHT_EASED if "" in standing else 1):
+            found[""] = f"{rest['weight_used']} of {rest['weight_limit']} request weight of this minute is used"
+        return found
+
+    return _of_each(facts, judge)
+
+
+def clock_offset(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    def judge(status: dict[str, Any]) -> Found | None:
+        if status["speed"] != 1 or _is_simulated(status):
+            return None
+        offset, limit = status["clock_offset_ms"], settings.alert_clock_offset_ms
+        if abs(offset) <= limit * (EASED if "" in standing else 1):
+            return {}
+        way = "behind" if offset > 0 else "ahead of"
+        return {"": f"the clock of this host is {abs(offset):,} ms {way} the exchange's ({limit:g} ms)"}
+
+    return _of_each(facts, judge)
+
+
+# ---- what is stored and sent
+
+
+def database_away(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    found = _of_each(facts, lambda status: {"": why} if (why := _database_trouble(status)) else {})
+    if facts.database_error:
+        return {"": facts.database_error}
+    if found is None:
+        return None if facts.database_error is None else {}
+    return found
+
+
+def redis_away(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    def judge(status: dict[str, Any]) -> Found | None:
+        if _database_trouble(status) or facts.database_error:
+            return None  # the outbox is in the database: whose fault it is cannot be told
+        reason = status["outbox"]["last_error"]
+        shared = (status.get("rest") or {}).get("shared")
+        if not reason and shared is not None:
+            reason = shared["away"]
+        return {"": f"messages wait in the outbox: {reason}"} if reason else {}
+
+    return _of_each(facts, judge)
+
+
+def spool_growing(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    def judge(status: dict[str, Any]) -> Found | None:
+        spool = status.get("spool")
+        if spool is None:
+            return None
+        if spool["error"]:
+            return {"": f"nothing is kept for the database: {spool['error']}"}
+        share = spool["bytes"] / spool["max_bytes"] if spool["records"] else 0.0
+        oldest_s = spool["oldest_s"] or 0.0
+        if not spool["records"] or (oldest_s < SPOOL_OLD_S and share < SPOOL_SHARE and "" not in standing):
+            return {}
+        waits = f"{spool['bytes'] / 1e6:,.1f} MB wait for the database, the oldest for {lasted(round(oldest_s * 1000))}"
+        return {"": f"{waits}; {share:.0%} of spool_mb"}
+
+    return _of_each(facts, judge)
+
+
+def disk_low(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    def judge(status: dict[str, Any]) -> Found | None:
+        room = status.get("room")
+        if room is None:
+            return None
+        return {str(room["disk"]): room["low"]} if room["low"] else {}
+
+    return _of_each(facts, judge)
+
+
+# ---- trading
+
+
+def protective_stop_missing(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    def judge(status: dict[str, Any]) -> Found | None:
+        if (trading := status.get("trading")) is None:
+            return None
+        found = {}
+        for account, each in trading["accounts"].items():
+            for row in each["positions"]:
+                if row["naked_ms"] > settings.naked_alarm_s * 1000:
+                    subject = f"{account} {row['symbol']}"
+                    found[subject] = f"{row['quantity']:g} have no stop at the exchange for {lasted(row['naked_ms'])}"
+        return found
+
+    return _of_each(facts, judge)
+
+
+def daily_loss_limit(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    if (begun := facts.day_equity) is None:
+        return None
+
+    def judge(status: dict[str, Any]) -> Found | None:
+        if (trading := status.get("trading")) is None or not leads(status):
+            return None
+        found, limit = {}, settings.daily_loss_limit_pct
+        for account, each in trading["accounts"].items():
+            equity, before = each["equity"], begun.get(account)
+            if equity is None or before is None or before <= 0:
+                continue
+            lost = (before - equity) / before * 100
+            if lost >= limit * (EASED if account in standing else 1):
+                found[account] = f"{lost:.2f} % lost today ({limit:g} %): no entries until midnight UTC"
+        return found
+
+    return _of_each(facts, judge)
+
+
+def mode_changed(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    rows = {row["symbol"] or "all": row for row in _mode_rows(facts)}
+    if facts.modes_before is None or not rows:
+        return None
+    before, found = facts.modes_before, {}
+    for symbol, row in rows.items():
+        old = before.get(symbol, before.get("all", "off"))
+        if old != row["mode"]:
+            until = "" if row["until"] is None or row["mode"] == "off" else f" until {_clock(row['until'])}"
+            found[symbol] = f"{old} → {row['mode']}{until}, by {row['by']}: {row['reason']}"
+    return found
+
+
+def modes_now(facts: Facts) -> dict[str, str] | None:
+    """By symbol ("all" for the others) the mode in force; None where no worker has read it."""
+    return {row["symbol"] or "all": row["mode"] for row in _mode_rows(facts)} or None
+
+
+# ---- models
+
+
+def model_drift(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    def judge(status: dict[str, Any]) -> Found | None:
+        drift = status["models"]["drift"]
+        if drift is None:
+            return None
+        judged = next((day for day in (drift["today"], drift["yesterday"]) if day is not None and day["judged"]), None)
+        if judged is None:
+            return None
+        said = []
+        if columns := judged["drifting"]:
+            shown = ", ".join(columns[:8]) + (" …" if len(columns) > 8 else "")
+            said.append(f"{len(columns)} columns are far from training: {shown}")
+        if judged["signals_unusual"]:
+            said.append(f"{judged['signals']} signals where {judged['signals_usual']:g} are usual")
+        return {str(status["model"]): "; ".join(said)} if said else {}
+
+    return _of_each(facts, judge)
+
+
+def parity_failed(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    def judge(status: dict[str, Any]) -> Found | None:
+        if (last := status.get("parity")) is None:
+            return None
+        if "error" in last:
+            return {"": f"{last['date']} was not compared: {last['error']}"}
+        if last["ok"]:
+            return {}
+        differ = f"{last['mismatch_cells']:,} cells and {last['mismatch_probabilities']:,} probabilities differ"
+        return {"": f"of {last['date']} {differ} from what was served"}
+
+    return _of_each(facts, judge)
+
+
+RULES: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        Rule(
+            name="worker_away",
+            title="A worker does not answer",
+            severity="critical",
+            when=lambda s: "no worker answers, or one that did not stop in order does not",
+            judge=worker_away,
+            for_s=15,
+            clear_s=5,
+        ),
+        Rule(
+            name="worker_not_ready",
+            title="A worker is not ready",
+            severity="warning",
+            when=lambda s: "it answers and has not heard every stream",
+            judge=worker_not_ready,
+            for_s=120,
+            clear_s=5,
+        ),
+        Rule(
+            name="standby_lost",
+            title="Too few workers",
+            severity="warning",
+            when=lambda s: (
+                f"fewer than {s.alert_workers} answer" if s.alert_workers > 1 else "never: alert_workers is 1"
+            ),
+            judge=standby_lost,
+            for_s=60,
+            clear_s=30,
+        ),
+        Rule(
+            name="decisions_missing",
+            title="Minutes are not decided",
+            severity="critical",
+            when=lambda s: "a symbol's last minute is three minutes ago, or came too late",
+            judge=decisions_missing,
+            for_s=90,
+            clear_s=60,
+        ),
+        Rule(
+            name="close_to_signal_slow",
+            title="Signals come late",
+            severity="warning",
+            when=lambda s: f"median of the last minutes above {s.alert_close_to_signal_ms:g} ms",
+            judge=close_to_signal_slow,
+            for_s=60,
+            clear_s=120,
+        ),
+        Rule(
+            name="stream_stale",
+            title="Streams are silent",
+            severity="warning",
+            when=lambda s: "silent though it should speak, or not connected",
+            judge=stream_stale,
+            for_s=10,
+            clear_s=10,
+        ),
+        Rule(
+            name="gap_open",
+            title="Holes are not repaired",
+            severity="warning",
+            when=lambda s: "a hole in candles of the last four hours is open",
+            judge=gap_open,
+            for_s=120,
+            clear_s=15,
+        ),
+        Rule(
+            name="weight_high",
+            title="Request weight is nearly used up",
+            severity="warning",
+            when=lambda s: f"above {s.alert_weight_pct:g} % of the exchange's limit, or blocked",
+            judge=weight_high,
+            clear_s=120,
+        ),
+        Rule(
+            name="clock_offset",
+            title="The clock of this host is wrong",
+            severity="warning",
+            when=lambda s: f"more than {s.alert_clock_offset_ms:g} ms from the exchange's",
+            judge=clock_offset,
+            for_s=60,
+            clear_s=60,
+        ),
+        Rule(
+            name="database_away",
+            title="The database is away",
+            severity="critical",
+            when=lambda s: "it does not answer the worker, or us",
+            judge=database_away,
+            for_s=10,
+            clear_s=15,
+        ),
+        Rule(
+            name="redis_away",
+            title="Redis is away",
+            severity="critical",
+            when=lambda s: "messages wait in the outbox",
+            judge=redis_away,
+            for_s=10,
+            clear_s=15,
+        ),
+        Rule(
+            name="spool_growing",
+            title="The spool grows",
+            severity="critical",
+            when=lambda s: f"{SPOOL_OLD_S:g} s old, or {SPOOL_SHARE:.0%} of spool_mb, or it takes nothing",
+            judge=spool_growing,
+            clear_s=30,
+        ),
+        Rule(
+            name="disk_low",
+            title="The disk is nearly full",
+            severity="warning",
+            when=lambda s: f"less than {s.disk_low_mb:,} MB, or full in {s.disk_low_days:g} days",
+            judge=disk_low,
+            for_s=60,
+            clear_s=300,
+        ),
+        Rule(
+            name="protective_stop_missing",
+            title="A position has no stop at the exchange",
+            severity="critical",
+            when=lambda s: f"for more than {s.naked_alarm_s:g} s",
+            judge=protective_stop_missing,
+            clear_s=5,
+        ),
+        Rule(
+            name="daily_loss_limit",
+            title="The day's loss limit is reached",
+            severity="critical",
+            when=lambda s: f"{s.daily_loss_limit_pct:g} % of the day's first equity is lost",
+            judge=daily_loss_limit,
+            clear_s=60,
+        ),
+        Rule(
+            name="mode_changed",
+            title="The trading mode has changed",
+            severity="info",
+            when=lambda s: "somebody set it, or its time is over",
+            judge=mode_changed,
+            is_event=True,
+        ),
+        Rule(
+            name="model_drift",
+            title="The model sees another market than it learned",
+            severity="warning",
+            when=lambda s: "columns further from training than on 99 % of its days",
+            judge=model_drift,
+            for_s=300,
+            clear_s=300,
+        ),
+        Rule(
+            name="parity_failed",
+            title="What was served cannot be computed again",
+            severity="warning",
+            when=lambda s: "the nightly comparison differs or failed",
+            judge=parity_failed,
+        ),
+    )
+}
+"""Every alarm, by name."""
+
+
+def lasted(ms: int) -> str:
+    """3 min 12 s."""
+    seconds = max(0, ms) // 1000
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds // 60 % 60} min"
+
+
+def _of_each(facts: Facts, judge: Callable[[dict[str, Any]], Found | None]) -> Found | None:
+    """What any worker says; None where none can. Of two that name one subject the leader is believed."""
+    said = [found for status in facts.statuses if (found := judge(status)) is not None]
+    if not said:
+        return None
+    return {subject: text for found in reversed(said) for subject, text in found.items()}
+
+
+def _database_trouble(status: dict[str, Any]) -> str:
+    """Why a worker has no database; empty where it has one."""
+    spool, leadership = status.get("spool"), status.get("leadership") or status.get("lease")
+    if spool is not None and spool["decisions"] is not None and spool["decisions"]["last_error"]:
+        return f"decisions wait in the spool: {spool['decisions']['last_error']}"
+    if spool is not None and spool["records"] and (spool["oldest_s"] or 0) > 0:
+        return f"{spool['records']} batches wait in the spool, for {lasted(round(spool['oldest_s'] * 1000))}"
+    if leadership is not None and leadership["holds"] and not leadership["leads"]:
+        return "the leader cannot renew its lease"
+    return ""
+
+
+def _user_stream(trading: dict[str, Any] | None) -> str | None:
+    """Why the account's events are not heard where they must be; None where all is well."""
+    if trading is None or not trading["keys"] or "live" in trading["waiting_for_lease"] or trading["live"] is None:
+        return None
+    wanted = any(row["mode"] == "live" for row in trading["modes"])
+    wanted = wanted or bool(trading["accounts"].get("live", {}).get("positions"))
+    stream = trading["live"]["user_stream"]
+    return None if stream["live"] or not wanted else f"not heard: {stream['last_error'] or 'connecting'}"
+
+
+def _mode_rows(facts: Facts) -> Iterable[dict[str, Any]]:
+    """Those in force, of the first worker that has read them.
+
+    `off` in nobody's name is what a worker says before it has, and where nobody ever set one: it only counts as what
+    was before the first change.
+    """
+
+    def read() -> Iterator[list[dict[str, Any]]]:
+        for status in facts.statuses:
+            trading = status.get("trading")
+            if trading is not None and status["ready"]:
+                yield [row for row in trading["modes"] if row["by"] or facts.modes_before is None]
+
+    return next((rows for rows in read() if rows), [])
+
+
+def _is_simulated(status: dict[str, Any]) -> bool:
+    """Whether the market is a simulated one, whose time is its own."""
+    host = urlsplit(status.get("exchange", {}).get("rest", "")).hostname
+    return host in ("127.0.0.1", "localhost", "::1")
+
+
+def _clock(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%H:%M")

@@ -1,0 +1,295 @@
+"""What a person may do to trading, whoever's hand it is: the command line's or the dashboard's.
+
+Each change is a row with who and why before anything happens, and the same checks stand before it everywhere.
+"""
+
+import asyncio
+import os
+import random
+import re
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from perpline.accounts import Accounts
+from perpline.bootstrap import make_clock, make_rest, measure_offset, open_store
+from perpline.common.clock import Clock
+from perpline.common.config import Settings
+from perpline.common.errors import NeedsPerson, Unavailable
+from perpline.exchange.binance import endpoints
+from perpline.exchange.binance.credentials import Credentials, load_credentials
+from perpline.exchange.binance.order_rate import OrderRate
+from perpline.exchange.binance.rest import BinanceRest
+from perpline.exchange.binance.trading_rest import BinanceTrading
+from perpline.leadership import shown_owner
+from perpline.storage.store import TRADING_TABLES, Store
+from perpline.trading.flatten import Flattened, flatten_live
+from perpline.trading.mode import Mode, ModeRow, Positions, last_examination, mode_rows, set_mode
+from perpline.trading.trader import TradedMarket
+from perpline.worker_client import market_now, running_status, wake_worker
+
+IN_ROLES_MS = 120_000
+"""An inference worker renewed the lease of its group so lately: that group decides."""
+FOREVER = "forever"
+PAPER_WITHIN_S = 20.0
+_UNITS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+class Unclear(NeedsPerson):
+    """A request that does not say enough, or says what can mean nothing. `about`: reason or for."""
+
+    def __init__(self, message: str, about: Literal["reason", "for"]) -> None:
+        super().__init__(message)
+        self.about = about
+
+
+class ModeChange(Struct, frozen=True, kw_only=True):
+    """A change of mode that says everything; made by `mode_change`."""
+
+    mode: Mode
+    symbols: tuple[str, ...]
+    """None: all of them."""
+    reason: str
+    positions: Positions
+    lasts_ms: int | None
+    confirm_live: bool
+    by: str
+
+
+def mode_change(
+    mode: Mode,
+    *,
+    symbols: Sequence[str],
+    reason: str,
+    positions: Positions,
+    lasts: str | None,
+    confirm_live: bool,
+    by: str,
+) -> ModeChange:
+    """The change that is asked for; `lasts` is "30m", "8h", "2d", "forever" or None. Raises Unclear."""
+    if mode == Mode.LIVE and not lasts:
+        raise Unclear("live is set for a time, like 8h, or forever", "for")
+    if not reason.strip():
+        raise Unclear("a change of mode has a reason", "reason")
+    return ModeChange(
+        mode=mode,
+        symbols=tuple(symbols),
+        reason=reason,
+        positions=positions,
+        lasts_ms=None if lasts in (None, FOREVER) else _duration_ms(str(lasts)),
+        confirm_live=confirm_live,
+        by=by,
+    )
+
+
+async def change_mode(store: Store, settings: Settings, change: ModeChange) -> list[ModeRow]:
+    """Store the change and have the worker look; returns its rows.
+
+    Raises NeedsPerson where live trading must not begin, or where nobody would trade.
+    """
+    if change.mode == Mode.LIVE:
+        await check_live(store, settings, change.confirm_live)
+    now = market_now(await running_status(settings))
+    if change.mode != Mode.OFF:
+        await check_role(store, settings, now)
+    await set_mode(
+        store,
+        change.symbols,
+        change.mode,
+        positions=change.positions,
+        now=now,
+        by=change.by,
+        reason=change.reason,
+        until=None if change.lasts_ms is None else now + change.lasts_ms,
+        slot=settings.slot,
+    )
+    await wake_worker(settings)
+    return (await mode_rows(store))[-max(1, len(change.symbols)) :]
+
+
+async def check_live(store: Store, settings: Settings, confirm: bool) -> None:
+    """Raises NeedsPerson where live trading must not begin."""
+    keys = load_credentials(settings, os.environ)
+    if keys is None:
+        raise NeedsPerson("live trading needs an API key: set api_key_file (docs/trading.md, Keys)")
+    examination = await last_examination(store, keys.fingerprint)
+    if examination is None:
+        raise NeedsPerson("these keys have not been examined: perpline doctor does, and must pass before live trading")
+    if not examination.passed:
+        raise NeedsPerson("perpline doctor found something that must be mended before live trading: run it again")
+    if not confirm and not any(row.mode == Mode.LIVE for row in await mode_rows(store)):
+        raise NeedsPerson("this would be the first live trading: confirm it (--confirm-live) if real money is meant")
+
+
+async def check_role(store: Store, settings: Settings, now: int) -> None:
+    """Raises NeedsPerson where inference workers decide, for these trade nothing."""
+    lease = await store.lease(f"missed:{settings.slot}")
+    if lease is not None and lease.owner and abs(now - lease.until) < IN_ROLES_MS:
+        raise NeedsPerson(
+            f"inference workers decide for slot {settings.slot} ({shown_owner(lease.owner)} is one), and only a worker "
+            "with --role all trades: stop them and start one"
+        )
+
+
+async def flatten(
+    settings: Settings,
+    *,
+    account: Literal["live", "paper", "both"] | None,
+    symbols: Sequence[str],
+    reason: str,
+    by: str,
+    tell: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Set the mode to off and close what is open in these symbols, or in all; what was done, a `Flattened` each.
+
+    `account` None means both where there are keys, else paper. `tell` is called with lines for a person meanwhile.
+    Raises NeedsPerson where the account cannot be reached at all.
+    """
+    credentials = load_credentials(settings, os.environ)
+    wanted = account or ("both" if credentials is not None else "paper")
+    if wanted in ("live", "both") and credentials is None:
+        raise NeedsPerson("the live account needs an API key: set api_key_file (docs/trading.md, Keys)")
+    clock = await make_clock(settings)
+    rest = make_rest(settings, clock)
+    done: list[dict[str, Any]] = []
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(rest.close)
+        await measure_offset(clock, rest)
+        store = await _store_or_none(settings, stack, tell)
+        if store is None and wanted == "paper":
+            raise NeedsPerson("the paper account is in the database, and that cannot be opened")
+        if store is not None:
+            await set_mode(
+                store,
+                symbols,
+                Mode.OFF,
+                positions="flatten",
+                now=clock.exchange_now_ms(),
+                by=by,
+                reason=reason,
+                until=None,
+                slot=settings.slot,
+            )
+            await wake_worker(settings)
+        if wanted in ("live", "both"):
+            assert credentials is not None
+            found = await _flatten_live(settings, clock, rest, credentials, store, symbols, tell)
+            done += [{"account": "live", **msgspec.to_builtins(each)} for each in found]
+        if wanted in ("paper", "both") and store is not None:
+            found = await _flatten_paper(settings, clock, rest, store, symbols)
+            done += [{"account": "paper", **msgspec.to_builtins(each)} for each in found]
+    return done
+
+
+def left_open(done: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of what `flatten` did, what is not closed."""
+    return [each for each in done if each["left"] not in ("0", "0.0") or each["error"]]
+
+
+def _duration_ms(text: str) -> int:
+    found = re.fullmatch(r"(\d{1,5})([mhd])", text.strip().lower(), re.ASCII)
+    if found is None or int(found[1]) == 0:
+        raise Unclear(f"no duration: {text!r}; 30m, 8h or 2d is one", "for")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+async def _store_or_none(settings: Settings, stack: AsyncExitStack, tell: Callable[[str], None]) -> Store | None:
+    """The database, if it can be opened: closing real positions does not wait for it."""
+    store = open_store(settings.database_url.get_secret_value())
+    try:
+        await store.open()
+    except (Unavailable, NeedsPerson) as error:
+        tell(f"without the database: {error}")
+        return None
+    stack.push_async_callback(store.close)
+    return store
+
+
+async def _flatten_live(
+    settings: Settings,
+    clock: Clock,
+    rest: BinanceRest,
+    credentials: Credentials,
+    store: Store | None,
+    symbols: Sequence[str],
+    tell: Callable[[str], None],
+) -> list[Flattened]:
+    ws_url, rest_url = settings.binance_futures_ws_url, settings.binance_futures_rest_url
+    trading = BinanceTrading(
+        rest_url,
+        credentials,
+        clock,
+        rest.weight,
+        OrderRate(clock),
+        measure_offset=lambda: measure_offset(clock, rest),
+        spot_url=endpoints.spot_rest_url(ws_url, rest_url),
+    )
+    try:
+        run = int(clock.wall_s()) if store is None else await store.next_number("run:live")
+        known: dict[str, str] = {}
+        if store is not None:
+            for row in await store.trading_rows("positions", {"account": "live"}):
+                values = TRADING_TABLES["positions"].named(row)
+                if values["status"] != "closed":
+                    known[values["symbol"]] = values["position_id"]
+        instruments = {each.symbol: each for each in await rest.instruments()}
+        return await flatten_live(
+            trading,
+            clock,
+            instruments,
+            run=run,
+            symbols=symbols,
+            known=known,
+            progress=tell,
+        )
+    finally:
+        await trading.close()
+
+
+async def _flatten_paper(
+    settings: Settings, clock: Clock, rest: BinanceRest, store: Store, symbols: Sequence[str]
+) -> list[Flattened]:
+    """The worker does it, by the mode; where none has the account it is done here, at prices asked for now."""
+    before = await _open_on_paper(store, symbols)
+    if not before:
+        return []
+    marks = {each.symbol: each for each in await rest.mark_prices()}
+    books = {each.symbol: each for each in await rest.book_tickers()}
+    instruments = {each.symbol: each for each in await rest.instruments()}
+    accounts = Accounts(
+        settings,
+        clock,
+        store,
+        random.Random(),
+        market=TradedMarket(marks.get, books.get, instruments.get),
+        wake_publisher=lambda messages: None,  # they wait in the outbox for the next worker
+        default_levels_pct=lambda: (1.0, 1.0),
+        credentials=None,
+        weight=rest.weight,
+        measure_offset=lambda: measure_offset(clock, rest),
+    )
+    running = asyncio.create_task(accounts.run())
+    until = clock.wall_s() + PAPER_WITHIN_S
+    try:
+        while await _open_on_paper(store, symbols) and clock.wall_s() < until and not running.done():
+            await clock.sleep_wall(0.1)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await accounts.drain()
+    left = await _open_on_paper(store, symbols)
+    return [
+        Flattened(symbol=symbol, closed=quantity, left=left.get(symbol, "0")) for symbol, quantity in before.items()
+    ]
+
+
+async def _open_on_paper(store: Store, symbols: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for row in await store.trading_rows("positions", {"account": "paper"}):
+        values = TRADING_TABLES["positions"].named(row)
+        if values["status"] != "closed" and (not symbols or values["symbol"] in symbols):
+            found[values["symbol"]] = f"{'-' if values['side'] < 0 else ''}{values['quantity']}"
+    return found

@@ -1,0 +1,219 @@
+"""The live picture: what the worker tells, told on once, in order, as what has changed."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dashing import settings_in
+from perpline.common.clock import SystemClock
+from perpline.dashboard import snapshot
+from perpline.dashboard.reading import Reading
+from perpline.dashboard.snapshot import Picture, Viewer
+from perpline.endpoint import Endpoint
+from running import eventually
+
+STATUS: dict[str, Any] = {
+    **{"now": 1000, "speed": 2.0, "ready": True, "role": "all", "leadership": None, "connections": [{"live": True}]},
+    **{"rest": {"weight_used": 7, "weight_limit": 2400}, "decisions": {"close_to_signal_ms": {"p50": 1.0, "p99": 2.0}}},
+    "trading": {
+        "modes": [{"symbol": "", "mode": "paper"}, {"symbol": "BUSDT", "mode": "off"}],
+        "keys": False,
+        "accounts": {"paper": {"equity": 10_007.0, "positions": [{"symbol": "AUSDT", "side": 1, "quantity": 2.0}]}},
+    },
+    "streams": {"stale": {"market-0": ["BUSDT markPrice@1s"]}},
+}
+
+
+def symbol(price: float) -> dict[str, Any]:
+    return {
+        **{"price": price, "bid": 99.0, "ask": 101.0, "mark_price": 100.0, "index_price": 100.0},
+        **{"funding_rate": 0.0001, "next_funding_time": 5, "ages_s": {"kline_1m": 0.44, "markPrice@1s": None}},
+        "last_decision": {"close_time": 1, "status": "flat", "side": 0, "p": 0.5, "detail": ""},
+    }
+
+
+class Worker:
+    """A worker's endpoint whose words the test chooses. Without `tells` it is one of before /events."""
+
+    def __init__(self, folder: Path, port: int = 0, *, tells: bool = True) -> None:
+        self.status = {**STATUS, "symbols": {"AUSDT": symbol(100.0), "BUSDT": symbol(50.0)}}
+        self.asked = 0
+        self.listeners = 0
+        self._words: asyncio.Queue[bytes] = asyncio.Queue()
+        self.endpoint = Endpoint(
+            port=port,
+            data_dir=folder,
+            status=self._status,
+            trouble=list,
+            metrics=bytes,
+            tell=self._tell if tells else None,
+        )
+
+    def say(self, **event: Any) -> None:
+        self._words.put_nowait(json.dumps(event).encode())
+
+    def say_text(self, text: bytes) -> None:
+        self._words.put_nowait(text)
+
+    def begin(self) -> None:
+        fields = ["price", "bid", "ask", "mark_price", "index_price", "funding_rate", "next_funding_time"]
+        self.say(type="hello", now=1000, speed=2.0, symbols=["AUSDT", "BUSDT"], fields=fields)
+
+    def _status(self) -> dict[str, Any]:
+        self.asked += 1
+        return self.status
+
+    async def _tell(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+        self.listeners += 1
+        while True:
+            await send(await self._words.get())
+
+
+@asynccontextmanager
+async def watching(folder: Path, worker: Worker) -> AsyncIterator[Picture]:
+    await worker.endpoint.open()
+    settings, clock = settings_in(folder, status_port=worker.endpoint.port), SystemClock()
+    reading = Reading(settings, clock)
+    picture = Picture(settings, reading, clock)
+    picture.want()
+    running = asyncio.create_task(picture.run())
+    try:
+        yield picture
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await reading.close()
+        await worker.endpoint.close()
+
+
+def changes(viewer: Viewer) -> dict[str, Any]:
+    """By symbol, what the viewer's next message of changes says."""
+    return next((message["rows"] for message in viewer.take() if message["type"] == "change"), {})
+
+
+async def test_a_browser_is_told_everything_once_and_then_only_what_changed(tmp_path: Path) -> None:
+    worker = Worker(tmp_path)
+    async with watching(tmp_path, worker) as picture:
+        await picture.known()
+        viewer = Viewer(picture)
+        [whole] = viewer.take()
+        assert (whole["type"], whole["n"], list(whole["rows"])) == ("overview", 1, ["AUSDT", "BUSDT"])
+        row = whole["rows"]["AUSDT"]
+        assert (row["price"], row["spread_bps"], row["mode"], row["ages"][0]) == (100.0, 200.0, "paper", 0.4)
+        assert (row["position"]["account"], row["position"]["quantity"]) == ("paper", 2.0)
+        assert (whole["rows"]["BUSDT"]["mode"], whole["rows"]["BUSDT"]["stale"]) == ("off", ["markPrice@1s"])
+        assert whole["header"]["weight"] == {"used": 7, "limit": 2400}
+        assert (whole["header"]["mode"], whole["header"]["equity"], whole["header"]["worker"]) == (
+            "paper",
+            10_007.0,
+            "live",
+        )
+        assert viewer.take() == []
+
+        worker.begin()
+        worker.say(type="market", now=1200, rows={"AUSDT": [100.5, 99.0, 101.0, 100.0, 100.0, 0.0001, 5]})
+        worker.say(type="market", now=1400, rows={"AUSDT": [100.6, 99.0, 101.0, 100.0, 100.0, 0.0001, 5]})
+        await eventually(lambda: picture.rows["AUSDT"]["price"] == 100.6)
+        [change] = viewer.take()
+        assert (change["n"], change["now"], change["rows"]) == (2, 1400, {"AUSDT": {"price": 100.6}})
+        assert "header" not in change
+        assert viewer.take() == []
+
+
+async def test_decisions_and_alarms_are_told_once_also_after_the_worker_was_away(tmp_path: Path) -> None:
+    worker = Worker(tmp_path)
+    log = {"event": "stream_stale", "level": "warning", "at": 5, "fields": {}}
+    async with watching(tmp_path, worker) as picture:
+        await picture.known()
+        viewer = Viewer(picture)
+        viewer.take()
+        row = {"symbol": "AUSDT", "close_time": 60_000, "status": "ok", "side": 1, "p_cal": 0.6, "detail": ""}
+        worker.begin()
+        worker.say(type="logs", rows=[log])
+        worker.say(type="decisions", rows=[row])
+        worker.say(type="log", **{**log, "at": 6})
+        worker.say(type="logs", rows=[log, {**log, "at": 6}])
+        worker.say(type="log", **{**log, "at": 7})
+        await eventually(lambda: picture.logged == 3)
+        told = viewer.take()
+        assert [message["type"] for message in told] == ["logs", "decisions", "change"]
+        assert [each["at"] for each in told[0]["rows"]] == [5, 6, 7]
+        assert told[1]["rows"] == [row]
+        assert told[2]["rows"]["AUSDT"]["last"]["p"] == 0.6
+
+
+async def test_a_symbol_that_is_followed_no_more_is_taken_away(tmp_path: Path) -> None:
+    worker = Worker(tmp_path)
+    async with watching(tmp_path, worker) as picture:
+        await picture.known()
+        viewer = Viewer(picture)
+        viewer.take()
+        worker.say(type="hello", now=1, speed=1.0, symbols=["BUSDT", "CUSDT"], fields=["price"])
+        worker.say(type="market", now=2, rows={"AUSDT": [1.0], "CUSDT": [3.0]})
+        await eventually(lambda: picture.rows.get("CUSDT", {}).get("price") == 3.0)
+        told = changes(viewer)
+        assert (told["AUSDT"], told["CUSDT"]["price"], list(picture.rows)) == (None, 3.0, ["BUSDT", "CUSDT"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"{", b"[]", b'{"type":7}', b'{"type":"market","now":1,"rows":{"AUSDT":[NaN]}}', b'{"type":"ages"}', b"\xff"],
+)
+async def test_a_word_that_is_none_does_not_end_the_picture(tmp_path: Path, text: bytes) -> None:
+    worker = Worker(tmp_path)
+    async with watching(tmp_path, worker) as picture:
+        await picture.known()
+        worker.begin()
+        worker.say_text(text)
+        await eventually(lambda: worker.asked >= 2)  # it asks for the status instead, and listens again later
+        assert picture.header["worker"] == "live"
+
+
+async def test_a_worker_without_events_is_asked_each_second(tmp_path: Path) -> None:
+    worker = Worker(tmp_path, tells=False)
+    worker.status["trouble"] = ["the database is slow"]
+    async with watching(tmp_path, worker) as picture:
+        await picture.known()
+        worker.status = {**worker.status, "symbols": {**worker.status["symbols"], "AUSDT": symbol(123.0)}}
+        await eventually(lambda: picture.rows["AUSDT"]["price"] == 123.0)
+        assert picture.header["trouble"] == ["the database is slow"]
+
+
+async def test_while_no_worker_answers_nothing_claims_to_be_fresh_and_it_goes_on_by_itself(tmp_path: Path) -> None:
+    worker = Worker(tmp_path)
+    async with watching(tmp_path, worker) as picture:
+        await picture.known()
+        viewer = Viewer(picture)
+        viewer.take()
+        port = worker.endpoint.port
+        await worker.endpoint.close()
+        await eventually(lambda: picture.header["worker"] == "away")
+        assert picture.status is None
+        assert changes(viewer)["AUSDT"]["ages"] == [None] * 5
+        assert picture.rows["AUSDT"]["price"] == 100.0
+
+        again = Worker(tmp_path, port)
+        await again.endpoint.open()
+        await eventually(lambda: picture.header["worker"] == "live")
+        assert changes(viewer)["AUSDT"]["ages"][0] == 0.4
+        await again.endpoint.close()
+
+
+async def test_the_worker_is_left_alone_when_nobody_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "LINGER_S", 0.2)
+    worker = Worker(tmp_path)
+    async with watching(tmp_path, worker) as picture:
+        await picture.known()
+        await eventually(lambda: worker.listeners == 1)
+        assert worker.asked == 1
+        for number in range(10):
+            worker.say(type="log", event="x", level="warning", at=number, fields={})
+            await asyncio.sleep(0.05)
+        await eventually(lambda: not picture._known.is_set())
+        await picture.known()  # somebody looks again
+        assert worker.asked == 2
