@@ -597,7 +597,7 @@ async def inference_worker_killed(scene: Scene) -> None:
 # ---- trading: the live account of the simulated exchange
 
 TRADES: dict[str, Any] = {
-    "trades": True, "symbols": 8, "speed": 20.0, "exchange": {"edge_bp": 8.0}, "starts": False, "minutes_after": 1,
+    "trades": True, "symbols": 12, "speed": 20.0, "exchange": {"edge_bp": 8.0}, "starts": False, "minutes_after": 1,
     "settings": {
         "size_usdt": 500.0, "max_positions": 30, "max_total_usdt": 20_000.0, "naked_alarm_s": 90.0,
         "price_klines": False, "rest_weight_share": 1.0,
