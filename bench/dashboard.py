@@ -17,7 +17,7 @@ import apsw
 import numpy as np
 
 from bench import processes
-from bench.processes import Worker, cpu_s, descendants, exchange_time_ms, simulated_exchange, waited_s
+from bench.processes import START_LIMIT_S, Worker, cpu_s, descendants, exchange_time_ms, simulated_exchange, waited_s
 from bench.results import Table
 from perpline.domain.candle import MINUTE_MS
 
@@ -77,6 +77,9 @@ WATCH = """
 """
 """Run in the page before its own scripts: counts, and gives what it counted to `takeSeen()`."""
 
+WINDOW_S = 0.4
+"""A symbol's window costs 10 of the 2,400 that may be asked of the exchange a minute, and others ask too."""
+
 Cells = tuple[str | float | int | None, ...]
 
 
@@ -114,7 +117,7 @@ def dashboard(
         say("starting the exchange")
         with simulated_exchange(symbols, speed, folder) as exchange, Worker(exchange, folder / "worker") as worker:
             say("waiting for the worker")
-            worker.wait_windows()
+            worker.wait_windows(START_LIMIT_S + symbols * WINDOW_S)
             is_ready = _is_ready(worker)
             market = _Market(exchange, speed)
             for turn in range(turns):

@@ -8,6 +8,7 @@ from perpline.alerts.facts import Facts, Worker
 from perpline.alerts.rules import RULES, Rule
 from perpline.common.config import Settings, load_settings
 from perpline.common.errors import Unavailable
+from perpline.trading.mode import Mode, ModeRow
 
 NOW = 1_795_183_200_000
 """2026-11-20 14:00:00 UTC."""
@@ -88,6 +89,12 @@ def facts(status: dict[str, Any] | None = None, *, now: int = NOW, **others: Any
     others.setdefault("workers", (Worker(port=9720, status=healthy() if status is None else status),))
     known = {"database_error": "", "gaps": (), "close_to_signal_ms": (20.0,), "day_equity": {"paper": 10_000.0}}
     return Facts(now_ms=now, **{**known, **others})
+
+
+def mode_row(id: int, mode: str, symbol: str = "", **others: Any) -> tuple[int, ModeRow]:
+    """A row of `modes` and its id."""
+    values = {"positions": "keep", "changed_at": NOW, "by": "me@here", "reason": "why not", "until": None}
+    return id, ModeRow(symbol=symbol, mode=Mode(mode), **{**values, **others})
 
 
 def dead(error: str = "the worker on port 9720 does not answer", *, has_token: bool = True) -> Worker:

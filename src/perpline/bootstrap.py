@@ -52,7 +52,7 @@ from perpline.exchange.binance.rest import BinanceRest
 from perpline.exchange.binance.weight import WeightLedger
 from perpline.exchange.ports import MarketRest
 from perpline.features.batch import BTC
-from perpline.features.live import LiveFeatures, compile_kernel
+from perpline.features.live import LiveFeatures, compile_kernel, kernel_is_kept
 from perpline.inference.registry import Deployed, ModelLoader
 from perpline.leadership import Leadership, new_owner
 from perpline.signals.engine import Market, SignalEngine
@@ -591,6 +591,8 @@ def make_parts(
     that is away does not take waits in memory. With `stream` nothing is decided here: features go there.
     """
     ledger = GapLedger(clock, store.open_gap, store.close_gap, spool)
+    if not kernel_is_kept():
+        log.info("compiling", what="feature kernel, once after an installation", action="start")
     compile_kernel()  # here and not at the first close: it takes seconds where it was never done
     models = [each.model for each in deployed if each.model is not None]
     features = LiveFeatures(

@@ -8,7 +8,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Literal
 
 import msgspec
@@ -18,7 +18,9 @@ from perpline.accounts import Accounts
 from perpline.bootstrap import make_clock, make_rest, measure_offset, open_store
 from perpline.common.clock import Clock
 from perpline.common.config import Settings
-from perpline.common.errors import NeedsPerson, Unavailable
+from perpline.common.errors import Malformed, NeedsPerson, Refused, Unavailable
+from perpline.domain.market import BookTicker, MarkPrice
+from perpline.domain.order import Account
 from perpline.exchange.binance import endpoints
 from perpline.exchange.binance.credentials import Credentials, load_credentials
 from perpline.exchange.binance.order_rate import OrderRate
@@ -27,7 +29,7 @@ from perpline.exchange.binance.trading_rest import BinanceTrading
 from perpline.leadership import shown_owner
 from perpline.storage.store import TRADING_TABLES, Store
 from perpline.trading.flatten import Flattened, flatten_live
-from perpline.trading.mode import Mode, ModeRow, Positions, last_examination, mode_rows, set_mode
+from perpline.trading.mode import InForce, Mode, ModeRow, Positions, last_examination, mode_rows, set_mode
 from perpline.trading.trader import TradedMarket
 from perpline.worker_client import market_now, running_status, wake_worker
 
@@ -35,6 +37,8 @@ IN_ROLES_MS = 120_000
 """An inference worker renewed the lease of its group so lately: that group decides."""
 FOREVER = "forever"
 PAPER_WITHIN_S = 20.0
+PRICES_EVERY_S = 1.0
+"""So often prices are asked for while another process still has the paper account."""
 _UNITS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -146,7 +150,8 @@ async def flatten(
     """Set the mode to off and close what is open in these symbols, or in all; what was done, a `Flattened` each.
 
     `account` None means both where there are keys, else paper. `tell` is called with lines for a person meanwhile.
-    Raises NeedsPerson where the account cannot be reached at all.
+    Raises NeedsPerson, and changes nothing, where the account cannot be reached at all, and where None would leave the
+    live account open.
     """
     credentials = load_credentials(settings, os.environ)
     wanted = account or ("both" if credentials is not None else "paper")
@@ -162,6 +167,8 @@ async def flatten(
         if store is None and wanted == "paper":
             raise NeedsPerson("the paper account is in the database, and that cannot be opened")
         if store is not None:
+            if account is None and credentials is None:
+                await _check_no_live(store, symbols, clock.exchange_now_ms())
             await set_mode(
                 store,
                 symbols,
@@ -206,6 +213,23 @@ async def _store_or_none(settings: Settings, stack: AsyncExitStack, tell: Callab
         return None
     stack.push_async_callback(store.close)
     return store
+
+
+async def _check_no_live(store: Store, symbols: Sequence[str], now: int) -> None:
+    """Raises NeedsPerson where by the tables the live account holds or trades one of these symbols; none means any."""
+    held = await _held(store, "live", symbols)
+    modes = InForce(await mode_rows(store))
+    deciding = [modes.row_of(each) for each in symbols] or [modes.of_all, *modes.of_symbols.values()]
+    if held:
+        found = f"the live account has open positions ({', '.join(sorted(held))})"
+    elif any(row.at(now) == Mode.LIVE for row in deciding):
+        found = "the live account is traded"
+    else:
+        return
+    raise NeedsPerson(
+        f"{found} and there is no API key here: close what it holds at the exchange, or set api_key_file; "
+        "--account paper closes only paper"
+    )
 
 
 async def _flatten_live(
@@ -253,11 +277,18 @@ async def _flatten_paper(
     settings: Settings, clock: Clock, rest: BinanceRest, store: Store, symbols: Sequence[str]
 ) -> list[Flattened]:
     """The worker does it, by the mode; where none has the account it is done here, at prices asked for now."""
-    before = await _open_on_paper(store, symbols)
+    before = await _held(store, "paper", symbols)
     if not before:
         return []
-    marks = {each.symbol: each for each in await rest.mark_prices()}
-    books = {each.symbol: each for each in await rest.book_tickers()}
+    marks: dict[str, MarkPrice] = {}
+    books: dict[str, BookTicker] = {}
+
+    async def ask_prices() -> None:
+        marks.update({each.symbol: each for each in await rest.mark_prices()})
+        books.update({each.symbol: each for each in await rest.book_tickers()})
+
+    await ask_prices()
+    asked_at = clock.wall_s()
     instruments = {each.symbol: each for each in await rest.instruments()}
     accounts = Accounts(
         settings,
@@ -274,21 +305,26 @@ async def _flatten_paper(
     running = asyncio.create_task(accounts.run())
     until = clock.wall_s() + PAPER_WITHIN_S
     try:
-        while await _open_on_paper(store, symbols) and clock.wall_s() < until and not running.done():
+        while await _held(store, "paper", symbols) and clock.wall_s() < until and not running.done():
             await clock.sleep_wall(0.1)
+            if clock.wall_s() - asked_at >= PRICES_EVERY_S:
+                with suppress(Unavailable, Malformed, Refused):  # then at those that are known
+                    await ask_prices()
+                asked_at = clock.wall_s()
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await accounts.drain()
-    left = await _open_on_paper(store, symbols)
+    left = await _held(store, "paper", symbols)
     return [
         Flattened(symbol=symbol, closed=quantity, left=left.get(symbol, "0")) for symbol, quantity in before.items()
     ]
 
 
-async def _open_on_paper(store: Store, symbols: Sequence[str]) -> dict[str, str]:
+async def _held(store: Store, account: Account, symbols: Sequence[str]) -> dict[str, str]:
+    """What the tables have open of these symbols, or of all: quantities, below 0 where short."""
     found = {}
-    for row in await store.trading_rows("positions", {"account": "paper"}):
+    for row in await store.trading_rows("positions", {"account": account}):
         values = TRADING_TABLES["positions"].named(row)
         if values["status"] != "closed" and (not symbols or values["symbol"] in symbols):
             found[values["symbol"]] = f"{'-' if values['side'] < 0 else ''}{values['quantity']}"

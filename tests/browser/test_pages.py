@@ -114,6 +114,36 @@ async def test_the_mode_is_switched_with_a_reason_and_who_did_it_is_stored(chrom
         assert screen.database.rows("SELECT count(*) FROM modes") == [(1,)]
 
 
+async def test_symbols_with_a_mode_of_their_own_are_told_beside_the_mode_of_all(chromium: Any, tmp_path: Path) -> None:
+    async with watching(chromium, tmp_path) as screen:
+        symbol = screen.exchange.symbols[0]
+        assert await screen.found("mode-exceptions").count() == 0
+        await screen.found("mode-button").click()
+        await screen.found("mode-paper").check()
+        await screen.found("mode-symbols").fill(symbol)
+        await screen.found("mode-reason").fill("one only")
+        await screen.found("mode-submit").click()
+        told = screen.found("mode-exceptions").locator("[data-mode=paper]")
+        await told.wait_for()
+        assert (await told.inner_text()).split() == ["PAPER", "1", symbol]
+        assert await told.get_attribute("title") == f"PAPER: {symbol}"
+        assert await screen.value("mode-badge", "data-mode") == "off"
+        badge = screen.found(f"row-{symbol}").locator(".mode")
+        await badge.wait_for()
+        cut = "each => each.getBoundingClientRect().right - each.parentElement.getBoundingClientRect().right"
+        assert await badge.evaluate(cut) <= 0
+
+
+async def test_a_page_that_does_not_come_says_so_and_can_be_asked_for_again(chromium: Any, tmp_path: Path) -> None:
+    async with watching(chromium, tmp_path) as screen:
+        await screen.page.route("**/pages/latency.js*", lambda route: route.abort())
+        await screen.page.goto(f"{screen.address}/#/latency")
+        await screen.drawn("not-loaded")
+        await screen.page.unroute("**/pages/latency.js*")
+        await screen.found("load-again").click()
+        await screen.drawn("latency")
+
+
 async def test_flatten_wants_its_word_and_turns_the_mode_off(chromium: Any, tmp_path: Path) -> None:
     async with watching(chromium, tmp_path) as screen:
         await screen.found("flatten-button").click()
@@ -206,6 +236,9 @@ async def test_a_worker_that_dies_is_said_to_be_away_and_what_it_said_last_stays
             return "bad" in (await screen.value("header-worker", "class") or "").split()
 
         await screen.until(is_away, "the worker is away")
+        assert await screen.found("header-connections").inner_text() == "–"
+        old = ("header-equity", "header-connections", "header-weight", "header-latency")
+        assert {await screen.value(each, "class") for each in old} == {"old"}
         assert float(await screen.value(f"cell-{symbol}-price") or 0) > 0
         assert screen.database.rows("SELECT max(close_time) FROM signals")[0][0] % MINUTE == 0
 

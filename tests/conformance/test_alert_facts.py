@@ -10,12 +10,13 @@ from test_store import commit, decision
 
 from alarming import MINUTE, NOW, healthy, settings
 from perpline.alerts import observer
-from perpline.alerts.facts import OpenGap
+from perpline.alerts.facts import ModesSeen, OpenGap
 from perpline.alerts.observer import Observer
 from perpline.common.clock import ManualClock
 from perpline.common.errors import NeedsPerson
 from perpline.domain.signal import Status
 from perpline.storage.store import TRADING_TABLES, Store
+from perpline.trading.mode import Mode, set_mode
 
 HOUR = 60 * MINUTE
 
@@ -54,7 +55,7 @@ async def test_the_facts_of_the_tables_are_those_of_the_last_minutes_and_hours(
         await store.commit_trading({"equity": [equity.row(values)]})
 
     watching = looking(database, tmp_path, monkeypatch, {**healthy(), "now": NOW + 20_000})
-    facts = await watching.look({"all": "off"})
+    facts = await watching.look(ModesSeen(id=3))
     await watching.close()
 
     assert facts.database_error == ""
@@ -63,7 +64,30 @@ async def test_the_facts_of_the_tables_are_those_of_the_last_minutes_and_hours(
     )
     assert sorted(facts.close_to_signal_ms or ()) == [30.0, 50.0]
     assert facts.day_equity == {"paper": 2.0}
-    assert facts.modes_before == {"all": "off"}
+    assert (facts.modes, facts.modes_seen) == ((), ModesSeen(id=3))
+
+
+async def test_every_change_of_mode_is_a_fact_also_without_a_worker(
+    store: Store, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def put(mode: Mode, *symbols: str) -> None:
+        await set_mode(
+            store, symbols, mode, positions="keep", now=NOW, by="me", reason="why not", until=None, slot="champion"
+        )
+
+    watching = looking(database, tmp_path, monkeypatch, None)
+    seen = []
+    for mode, symbols in ((Mode.PAPER, ("BTCUSDT", "ETHUSDT")), (Mode.OFF, ())):
+        await put(mode, *symbols)
+        seen.append((await watching.look()).modes or ())
+    await watching.close()
+
+    assert [[(row.symbol, str(row.mode)) for _, row in rows] for rows in seen] == [
+        [("BTCUSDT", "paper"), ("ETHUSDT", "paper")],
+        [("BTCUSDT", "paper"), ("ETHUSDT", "paper"), ("", "off")],
+    ]
+    ids = [id for id, _ in seen[-1]]
+    assert ids == sorted(set(ids))
 
 
 async def test_without_a_worker_the_database_is_asked_whether_it_is_there_and_no_more(

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -186,11 +187,18 @@ async def test_a_standby_on_the_same_file_takes_over_from_a_killed_leader(tmp_pa
 async def test_what_a_process_elsewhere_has_not_stored_is_in_the_gap_ledger_of_who_takes_over(tmp_path: Path) -> None:
     """A start that cannot know that the one before is dead, as in a new container, waits for its lease to run out."""
     shared = one_file(tmp_path)
+    tables = (("premium_index", "minute"), ("book_minutes", "minute"), ("candles_1m", "open_time"))
+
+    def has_rows(table: str, time: str, since: int) -> bool:
+        query = f"SELECT count(DISTINCT symbol) FROM {table} WHERE {time} >= {since}"
+        return shared.rows(query) == [(len(exchange.symbols),)]
+
     async with simulated(speed=30) as exchange:
         workers = [Worker(exchange, tmp_path / "first", **shared.settings)]
         try:
             await eventually(lambda: workers[0].said("worker_ready"), within_s=60, what="ready")
-            await eventually(lambda: shared.rows("SELECT minute FROM book_minutes"), within_s=30, what="a minute's row")
+            for table in tables:  # each is written at its own time
+                await eventually(partial(has_rows, *table, 0), within_s=30, what=table[0])
             workers[0].send(signal.SIGKILL)
             await asyncio.sleep(6.0)  # three minutes of market
             database = apsw.Connection(str(tmp_path / "shared.db"))
@@ -203,20 +211,20 @@ async def test_what_a_process_elsewhere_has_not_stored_is_in_the_gap_ledger_of_w
             await eventually(lambda: workers[1].said("worker_ready"), within_s=60, what="ready")
             assert workers[1].said("standing_by")
             until = next_close(exchange.clock.now_ms(), 2)
-            query = f"SELECT count(*) FROM premium_index WHERE minute = {until}"
-            await eventually(lambda: shared.rows(query) == [(len(exchange.symbols),)], within_s=30, what="later rows")
+            for table in tables:
+                await eventually(partial(has_rows, *table, until), within_s=30, what=table[0])
 
-            for table, time in (("premium_index", "minute"), ("book_minutes", "minute"), ("candles_1m", "open_time")):
+            for name, time in tables:
                 for symbol in exchange.symbols:
-                    rows = {at for (at,) in shared.rows(f"SELECT {time} FROM {table} WHERE symbol = '{symbol}'")}
+                    rows = {at for (at,) in shared.rows(f"SELECT {time} FROM {name} WHERE symbol = '{symbol}'")}
                     gaps = shared.rows(
-                        f"SELECT from_time, to_time FROM gaps WHERE symbol = '{symbol}' AND series = '{table}'"
+                        f"SELECT from_time, to_time FROM gaps WHERE symbol = '{symbol}' AND series = '{name}'"
                     )
-                    assert gaps, (table, symbol)
+                    assert gaps, (name, symbol)
                     named = {at for start, end in gaps for at in range(start, end, MINUTE)}
                     missing = set(range(min(rows), until, MINUTE)) - rows
-                    assert missing, (table, symbol)
-                    assert missing <= named, (table, symbol)
+                    assert missing, (name, symbol)
+                    assert missing <= named, (name, symbol)
         finally:
             for worker in workers:
                 worker.end()

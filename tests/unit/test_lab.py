@@ -186,6 +186,8 @@ def test_an_instant_may_be_given_as_people_write_it(here: lab.Lab, moment: Any) 
         (lambda here: here.candles("BTCUSDT", START, START), "is empty"),
         (lambda here: here.candles("BTCUSDT", interval="5m"), "1m, 15m and 1h, not of '5m'"),
         (lambda here: here.candles("' OR 1"), "is no symbol"),
+        (lambda here: here.candles("NOPE"), "the database holds no 1m candles of NOPE: import or backfill them"),
+        (lambda here: here.candles("NOPE", START, LAST_CLOSE, interval="1h"), "holds no 1h candles of NOPE"),
         (lambda here: here.signals([]), "None means all"),
         (lambda here: here.signals(slot="a'b"), "is no slot"),
         (lambda here: here.equity(account="demo"), "accounts are paper and live"),
@@ -201,6 +203,23 @@ def test_what_cannot_be_asked_is_refused_in_a_sentence(
 ) -> None:
     with pytest.raises(NeedsPerson, match=re.escape(sentence)):
         ask(here)
+
+
+def test_candles_of_a_span_without_any_are_none_where_the_symbol_has_others(here: lab.Lab) -> None:
+    assert len(here.candles("BTCUSDT", START - 9 * MINUTE, START)) == 0
+
+
+def test_without_mark_prices_a_frame_says_how_to_label_by_the_last_price(folder: Path, tmp_path: Path) -> None:
+    database = tmp_path / "unmarked.db"
+    stored(folder, f"VACUUM INTO '{database}'")
+    connection = apsw.Connection(str(database))
+    connection.execute("DELETE FROM mark_klines")
+    connection.close()
+
+    with pytest.raises(NeedsPerson) as refused:
+        lab.open(database).frame(features="ohlcv_day", label=QUICK)
+    rule = "LabelRule(tp_pct=0.2, sl_pct=0.2, horizon_s=1200, cost_bp=2.0, price='last')"
+    assert str(refused.value).endswith(f"or label by the last price: label={rule}")
 
 
 def test_a_minute_without_a_decision_is_refused_and_those_that_there_are_are_named(here: lab.Lab) -> None:

@@ -130,6 +130,7 @@ class Courier:
         rng: random.Random,
         *,
         where: str,
+        runbook_url: str = "",
         waiting: Iterable[Note] = (),
         on_sent: Callable[[Sequence[Note]], None] = lambda notes: None,
         gather_s: float = GATHER_S,
@@ -138,6 +139,7 @@ class Courier:
         self._clock = clock
         self._rng = rng
         self._where = where
+        self._runbook_url = runbook_url
         self._on_sent = on_sent
         self._gather_s = gather_s
         self._waiting: Waiting = {}
@@ -181,7 +183,7 @@ class Courier:
         async with self._one_at_a_time:
             if not self._waiting:
                 return True
-            message = messages_of(self.waiting, self._where, self._dropped)[0]
+            message = messages_of(self.waiting, self._where, self._dropped, self._runbook_url)[0]
             self._sent_s.append(self._clock.wall_s())
             self._being_told = message.notes
             try:

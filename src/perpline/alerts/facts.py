@@ -4,6 +4,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from perpline.trading.mode import ModeRow
+
 
 class Worker(Struct, frozen=True, kw_only=True):
     """A worker of this data folder, and what it says of itself."""
@@ -27,6 +29,15 @@ class OpenGap(Struct, frozen=True, kw_only=True):
     cause: str
 
 
+class ModesSeen(Struct, frozen=True, kw_only=True):
+    """How far people have been told of the table `modes`."""
+
+    id: int
+    """Of its newest row; 0 for an empty table."""
+    over: tuple[int, ...] = ()
+    """Rows in force that were over already."""
+
+
 class Facts(Struct, frozen=True, kw_only=True):
     """Everything at one instant. What could not be had is None: then nothing is known, and no alarm comes or goes."""
 
@@ -41,8 +52,10 @@ class Facts(Struct, frozen=True, kw_only=True):
     """Of the last minutes that were decided: receipt of the last closing frame to commit, wall milliseconds."""
     day_equity: dict[str, float] | None = None
     """By account, what it was worth when the UTC day began, or first after."""
-    modes_before: dict[str, str] | None = None
-    """By symbol ("all" for the others) the mode that was last known."""
+    modes: tuple[tuple[int, ModeRow], ...] | None = None
+    """Every row of the table with its id, in their order."""
+    modes_seen: ModesSeen | None = None
+    """What the look before knew of them; None at the first."""
 
     @property
     def statuses(self) -> list[dict[str, Any]]:

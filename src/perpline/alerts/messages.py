@@ -5,11 +5,13 @@ from collections.abc import Collection, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perpline.alerts.rules import RULES, RUNBOOKS, lasted
+from perpline.alerts.rules import RULES, lasted, page_of
 from perpline.alerts.standing import Kind, Note
 
 LINES = 5
 """So many have a line each; more are named one behind the other."""
+EVENTS = 20
+"""Of what happens each has a line, up to so many."""
 NAMES = 60
 _SEVERITIES = ("critical", "warning", "info")
 _KINDS: tuple[Kind, ...] = ("raised", "event", "still", "past", "cleared")
@@ -47,10 +49,11 @@ def merge(waiting: Waiting, note: Note, being_told: Collection[Note] = ()) -> No
     waiting[*key, note.kind] = note
 
 
-def messages_of(notes: Sequence[Note], where: str, dropped: int = 0) -> list[Message]:
+def messages_of(notes: Sequence[Note], where: str, dropped: int = 0, runbook_url: str = "") -> list[Message]:
     """The messages that tell these notes, the most urgent first, but what is over before what has begun again.
 
-    `where` says who speaks; `dropped` how many notes a queue that was full has lost before them.
+    `where` says who speaks; `dropped` how many notes a queue that was full has lost before them;
+    `runbook_url` is the setting.
     """
     groups: dict[tuple[Kind, str], list[Note]] = {}
     for note in notes:
@@ -64,21 +67,25 @@ def messages_of(notes: Sequence[Note], where: str, dropped: int = 0) -> list[Mes
         return -1 if again else _KINDS.index(kind), _SEVERITIES.index(group[0].alarm.severity)
 
     lost = f"{dropped} older notes were dropped: too many waited." if dropped else ""
-    return [_message(kind, name, groups[kind, name], where, lost) for kind, name in sorted(groups, key=urgency)]
+    order = sorted(groups, key=urgency)
+    return [_message(kind, name, groups[kind, name], where, lost, runbook_url) for kind, name in order]
 
 
-def _message(kind: Kind, name: str, notes: list[Note], where: str, lost: str) -> Message:
+def _message(kind: Kind, name: str, notes: list[Note], where: str, lost: str, runbook_url: str) -> Message:
     severity = notes[0].alarm.severity
     rule = RULES.get(name)  # a note of an older version may name one that is no more
     said = rule.title if rule is not None else name.replace("_", " ")
     mark = {"still": f"still {severity}", "past": f"was {severity}", "cleared": "over"}.get(kind, severity)
-    body = [_line(note) for note in notes[:LINES]]
-    if len(notes) > LINES:
+    most = EVENTS if kind == "event" else LINES
+    body = [_line(note) for note in notes[:most]]
+    if len(notes) > most and kind == "event":
+        body.append(f"and {len(notes) - most} more")
+    elif len(notes) > most:
         subjects = [note.alarm.subject for note in notes]
         more = f" and {len(subjects) - NAMES} more" if len(subjects) > NAMES else ""
         body = [f"{len(notes)}: {', '.join(subjects[:NAMES])}{more}", f"The first: {_line(notes[0])}"]
     if kind != "cleared":
-        body.append(f"What to do: {rule.runbook if rule is not None else RUNBOOKS}")
+        body.append(f"What to do: {page_of(name if rule is not None else 'README', runbook_url)}")
     body += [line for line in (where, lost) if line]
     count = f" ({len(notes)})" if len(notes) > 1 else ""
     tone = "over" if kind in ("past", "cleared") else severity

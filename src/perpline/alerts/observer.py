@@ -5,8 +5,9 @@ import re
 from typing import Any
 
 import aiohttp
+import msgspec
 
-from perpline.alerts.facts import Facts, OpenGap, Worker
+from perpline.alerts.facts import Facts, ModesSeen, OpenGap, Worker
 from perpline.bootstrap import open_store
 from perpline.common.clock import Clock
 from perpline.common.config import Settings
@@ -14,6 +15,7 @@ from perpline.common.errors import NeedsPerson, Unavailable
 from perpline.domain.candle import MINUTE_MS
 from perpline.storage.sqlite import SqliteStore
 from perpline.storage.store import Row, Store
+from perpline.trading.mode import TABLE, ModeRow
 from perpline.worker_client import fetch_status
 
 DAY_MS = 86_400_000
@@ -36,11 +38,12 @@ class Observer:
         self._clock = clock
         self._session: aiohttp.ClientSession | None = None
         self._store: Store | None = None
+        self._modes: tuple[tuple[int, ModeRow], ...] = ()
 
-    async def look(self, modes_before: dict[str, str] | None = None) -> Facts:
+    async def look(self, modes_seen: ModesSeen | None = None) -> Facts:
         """What can be known now; never raises for what is away."""
         workers = await asyncio.gather(*(self._worker(port, has_token) for port, has_token in self._ports().items()))
-        facts = Facts(now_ms=self._clock.now_ms(), workers=tuple(workers), modes_before=modes_before)
+        facts = Facts(now_ms=self._clock.now_ms(), workers=tuple(workers))
         try:
             async with asyncio.timeout(DATABASE_PATIENCE_S):
                 tables = await self._tables(facts)
@@ -48,7 +51,7 @@ class Observer:
             tables = {"database_error": f"no answer within {DATABASE_PATIENCE_S:g} s"}
         except (Unavailable, NeedsPerson) as error:
             tables = {"database_error": str(error)}
-        return Facts(now_ms=facts.now_ms, workers=facts.workers, modes_before=modes_before, **tables)
+        return Facts(now_ms=facts.now_ms, workers=facts.workers, modes_seen=modes_seen, **tables)
 
     async def write(self, rows: list[Row]) -> None:
         """Store rows of `alerts`. Raises Unavailable or NeedsPerson; all may be written again."""
@@ -102,9 +105,9 @@ class Observer:
             return {}
         store = await self._open()
         statuses = facts.statuses
+        modes = await self._read_modes(store)
         if not statuses:
-            await store.select("SELECT 1")
-            return {"database_error": ""}
+            return {"database_error": "", "modes": modes}
         now, speed, slot = int(statuses[0]["now"]), float(statuses[0]["speed"]), self._settings.slot
         gaps = await store.select(
             "SELECT symbol, series, from_time, to_time, cause FROM gaps WHERE repaired_at IS NULL "
@@ -122,6 +125,7 @@ class Observer:
         )
         return {
             "database_error": "",
+            "modes": modes,
             "gaps": tuple(
                 OpenGap(symbol=symbol, series=series, from_time=begin, to_time=end, cause=cause)
                 for symbol, series, begin, end, cause in gaps
@@ -129,3 +133,12 @@ class Observer:
             "close_to_signal_ms": tuple(us / 1000 / speed for _, us in minutes),
             "day_equity": {account: float(worth) for account, worth in equity},
         }
+
+    async def _read_modes(self, store: Store) -> tuple[tuple[int, ModeRow], ...]:
+        """All rows, read where there is a new one."""
+        [[newest]] = await store.select("SELECT MAX(id) FROM modes")
+        if newest != (self._modes[-1][0] if self._modes else None):
+            columns = ", ".join(f'"{name}"' for name in ("id", *TABLE.columns))
+            rows = await store.select(f"SELECT {columns} FROM modes ORDER BY id")
+            self._modes = tuple((int(row[0]), msgspec.convert(TABLE.named(row[1:]), ModeRow)) for row in rows)
+        return self._modes

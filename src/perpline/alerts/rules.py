@@ -4,7 +4,7 @@ A rule names what is wrong by subject (a stream, an account, a port; empty where
 where that cannot be known: what stands then goes on to stand, and nothing new is raised.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from statistics import median
 from typing import Any, Literal
@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from perpline.alerts.facts import Facts, leads
+from perpline.alerts.facts import Facts, ModesSeen, leads
 from perpline.common.config import Settings
 from perpline.domain.candle import MINUTE_MS
+from perpline.trading.mode import ALL, InForce, Mode, ModeRow
 
 Severity = Literal["critical", "warning", "info"]
 """critical: money or decisions are at risk, get up; warning: look today; info: know of it."""
@@ -35,6 +36,12 @@ SPOOL_SHARE = 0.1
 EASED = 0.9
 """What stands ends below this share of its limit."""
 WEIGHT_EASED = 0.85
+MOST_CHANGES = 5
+"""Changes of one symbol's mode that are told of one look, the last ones."""
+MOST_OWN = 5
+"""Symbols that are named whose own mode a change for all has ended."""
+MOST_REASON = 200
+"""Characters of a reason; `perpline mode show` has it whole."""
 
 
 class Alarm(Struct, frozen=True, kw_only=True):
@@ -66,7 +73,14 @@ class Rule(Struct, frozen=True, kw_only=True):
 
     @property
     def runbook(self) -> str:
-        return f"{RUNBOOKS}/{self.name}.md"
+        return page_of(self.name)
+
+
+def page_of(name: str, base: str = "") -> str:
+    """Where a runbook is read: its path, or `base` (the setting runbook_url) with the name at its end or at {name}."""
+    if not base:
+        return f"{RUNBOOKS}/{name}.md"
+    return base.replace("{name}", name) if "{name}" in base else f"{base.rstrip('/')}/{name}"
 
 
 # ---- the process
@@ -277,21 +291,65 @@ def daily_loss_limit(facts: Facts, settings: Settings, standing: Collection[str]
 
 
 def mode_changed(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
-    rows = {row["symbol"] or "all": row for row in _mode_rows(facts)}
-    if facts.modes_before is None or not rows:
+    """By symbol what its new rows say, in their order, and that a mode in force is over since the last look."""
+    before, seen = facts.modes_seen, modes_seen(facts)
+    if facts.modes is None or before is None or seen is None or seen.id < before.id:
         return None
-    before, found = facts.modes_before, {}
-    for symbol, row in rows.items():
-        old = before.get(symbol, before.get("all", "off"))
-        if old != row["mode"]:
-            until = "" if row["until"] is None or row["mode"] == "off" else f" until {_clock(row['until'])}"
-            found[symbol] = f"{old} → {row['mode']}{until}, by {row['by']}: {row['reason']}"
-    return found
+    found: dict[str, list[str]] = {}
+    in_force = InForce()
+    for id, row in facts.modes:
+        if id > before.id:
+            found.setdefault(row.symbol or "all", []).append(_change(row, in_force))
+        in_force.add(row)
+    for id, row in facts.modes:
+        if id in seen.over and id not in before.over and row.mode is not Mode.OFF:
+            said = f"{row.mode} → off: its time is over, set by {row.by}: {_reason(row)}"
+            found.setdefault(row.symbol or "all", []).append(said)
+    return {symbol: _last_of(said) for symbol, said in found.items()}
 
 
-def modes_now(facts: Facts) -> dict[str, str] | None:
-    """By symbol ("all" for the others) the mode in force; None where no worker has read it."""
-    return {row["symbol"] or "all": row["mode"] for row in _mode_rows(facts)} or None
+def modes_seen(facts: Facts) -> ModesSeen | None:
+    """How far people have been told after this look. Of a table that is seen first, or was begun anew, nothing is told
+    but what comes."""
+    before = facts.modes_seen
+    if facts.modes is None:
+        return before
+    newest = max((id for id, _ in facts.modes), default=0)
+    if before is not None and newest < before.id:
+        before = None
+    in_force = InForce(row for _, row in facts.modes)
+    standing = [(id, row) for id, row in facts.modes if in_force.row_of(row.symbol) is row]
+    # The market's time is a worker's to say, and ours only decides what is old news at the first look.
+    now = facts.statuses[0]["now"] if facts.statuses else facts.now_ms if before is None else 0
+    known = () if before is None else before.over  # once over is over, whatever a clock says later
+    return ModesSeen(id=newest, over=tuple(id for id, row in standing if id in known or row.is_over(now)))
+
+
+def _change(row: ModeRow, before: InForce) -> str:
+    old = before.row_of(row.symbol).at(row.changed_at)
+    said = str(row.mode) if old == row.mode else f"{old} → {row.mode}"
+    if row.symbol == ALL:
+        after = InForce([before.of_all, *before.of_symbols.values(), row]).of_symbols
+        own = {symbol: each.at(row.changed_at) for symbol, each in before.of_symbols.items() if symbol not in after}
+        lost = [f"{symbol} {mode}" for symbol, mode in own.items() if mode not in (old, row.mode)]
+        if lost:
+            more = f" and {len(lost) - MOST_OWN} more" if len(lost) > MOST_OWN else ""
+            said += f" (before: {', '.join(lost[:MOST_OWN])}{more})"
+    if row.until is not None and row.mode is not Mode.OFF:
+        said += f" until {_clock(row.until)}"
+    if row.positions != "keep":
+        said += f", positions: {row.positions}"
+    return f"{said}, by {row.by}: {_reason(row)}"
+
+
+def _reason(row: ModeRow) -> str:
+    words = " ".join(row.reason.split())
+    return words if len(words) <= MOST_REASON else f"{words[:MOST_REASON]}…"
+
+
+def _last_of(said: list[str]) -> str:
+    earlier = len(said) - MOST_CHANGES
+    return "; then ".join([f"{earlier} changes", *said[-MOST_CHANGES:]] if earlier > 0 else said)
 
 
 # ---- models
@@ -533,22 +591,6 @@ def _user_stream(trading: dict[str, Any] | None) -> str | None:
     wanted = wanted or bool(trading["accounts"].get("live", {}).get("positions"))
     stream = trading["live"]["user_stream"]
     return None if stream["live"] or not wanted else f"not heard: {stream['last_error'] or 'connecting'}"
-
-
-def _mode_rows(facts: Facts) -> Iterable[dict[str, Any]]:
-    """Those in force, of the first worker that has read them.
-
-    `off` in nobody's name is what a worker says before it has, and where nobody ever set one: it only counts as what
-    was before the first change.
-    """
-
-    def read() -> Iterator[list[dict[str, Any]]]:
-        for status in facts.statuses:
-            trading = status.get("trading")
-            if trading is not None and status["ready"]:
-                yield [row for row in trading["modes"] if row["by"] or facts.modes_before is None]
-
-    return next((rows for rows in read() if rows), [])
 
 
 def _is_simulated(status: dict[str, Any]) -> bool:

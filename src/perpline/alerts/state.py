@@ -9,6 +9,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
+from perpline.alerts.facts import ModesSeen
 from perpline.alerts.standing import Entry, Note
 from perpline.common.errors import NeedsPerson
 
@@ -26,7 +27,7 @@ class State(Struct, kw_only=True):
     entries: list[Entry] = []
     waiting: dict[str, list[Note]] = {}
     """By the key of the channel, what it has not taken."""
-    modes: dict[str, str] | None = None
+    modes_seen: ModesSeen | None = None
     rows: list[tuple[str, str, str, str, int, int | None, int | None]] = []
     """Rows of the table `alerts` that the database does not have yet."""
 

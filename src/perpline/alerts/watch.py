@@ -10,7 +10,7 @@ import structlog
 from perpline.alerts.channels import GATHER_S, Channel, Courier
 from perpline.alerts.facts import Facts
 from perpline.alerts.observer import Observer
-from perpline.alerts.rules import RULES, Found, Rule, modes_now
+from perpline.alerts.rules import RULES, Found, Rule, modes_seen, page_of
 from perpline.alerts.standing import Note, Standing
 from perpline.alerts.state import State, StateFile
 from perpline.common.clock import Clock
@@ -63,13 +63,14 @@ class Watch:
                 clock,
                 rng,
                 where=where,
+                runbook_url=settings.runbook_url,
                 waiting=state.waiting.get(channel.key, ()),
                 on_sent=self._on_sent,
                 gather_s=gather_s,
             )
             for channel in channels
         ]
-        self._modes = state.modes
+        self._modes_seen = state.modes_seen
         self._rows: dict[Key, AlertRow] = {(row[0], row[1], row[4]): row for row in state.rows}
         self._failed: set[str] = set()
         self._rows_wait = self._state_fails = False
@@ -81,7 +82,7 @@ class Watch:
         ]
         try:
             while not stop.is_set():
-                self.judge(await self._observer.look(self._modes))
+                self.judge(await self._observer.look(self._modes_seen))
                 await self._store_rows()
                 for task in sending:
                     if task.done():
@@ -113,14 +114,14 @@ class Watch:
         notes: list[Note] = []
         for rule in RULES.values():
             notes += self.standing.look(rule, self._found(rule, facts), facts.now_ms)
-        modes, self._modes = self._modes, modes_now(facts) or self._modes
+        before, self._modes_seen = self._modes_seen, modes_seen(facts)
         for note in notes:
             self._log(note)
             if note.kind != "still":
                 self._note_row(note, facts.now_ms, note.notified_at)
         for courier in self.couriers:
             courier.put(notes)
-        if notes or modes != self._modes:
+        if notes or before != self._modes_seen:
             self._save()
         return notes
 
@@ -142,7 +143,8 @@ class Watch:
             log.info("alarm_over", alarm=alarm.name, subject=alarm.subject, lasted_s=lasted_s, action="alert")
         elif note.kind != "still":
             facts = {"alarm": alarm.name, "subject": alarm.subject, "severity": alarm.severity, "text": alarm.text}
-            log.warning("alarm", **facts, runbook=RULES[alarm.name].runbook, action="alert")
+            runbook = page_of(alarm.name, self._settings.runbook_url)
+            log.warning("alarm", **facts, runbook=runbook, action="alert")
 
     # ---- rows and state
 
@@ -185,7 +187,10 @@ class Watch:
     def _save(self) -> None:
         waiting = {courier.channel.key: courier.waiting for courier in self.couriers}
         state = State(
-            entries=self.standing.entries(), waiting=waiting, modes=self._modes, rows=list(self._rows.values())
+            entries=self.standing.entries(),
+            waiting=waiting,
+            modes_seen=self._modes_seen,
+            rows=list(self._rows.values()),
         )
         try:
             self._file.write(state)

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from perpline.alerts.channels import Channel, open_channels
 from perpline.alerts.observer import Observer
-from perpline.alerts.rules import RULES, RUNBOOKS, Rule, lasted
+from perpline.alerts.rules import RULES, Rule, lasted, page_of
 from perpline.alerts.state import StateFile
 from perpline.alerts.watch import Watch
 from perpline.cli.database import with_store
@@ -143,7 +143,7 @@ def rules(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         table.add_row(rule.name, Text(rule.severity, _STYLES[rule.severity]), *spans, facts["when"])
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"\nWhat to do: {RUNBOOKS}/ALARM.md", style="dim")
+    console.print(f"\nWhat to do: {page_of('ALARM', settings.runbook_url)}", style="dim")
 
 
 async def _watch(
@@ -182,7 +182,7 @@ def _rule_facts(rule: Rule, settings: Settings) -> dict[str, Any]:
         "when": rule.when(settings),
         "for_s": rule.for_s * settings.alert_patience,
         "clear_s": None if rule.is_event else rule.clear_s * settings.alert_patience,
-        "runbook": rule.runbook,
+        "runbook": page_of(rule.name, settings.runbook_url),
     }
 
 

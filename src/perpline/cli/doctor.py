@@ -116,7 +116,7 @@ def doctor(
         console.print(_readiness("live", failed if has_keys else ["no API key"]))
         if bundle is not None:
             print(f"{bundle} is written ({', '.join(parts)}). Look into it before you send it.")
-    if failed and bundle is None:
+    if failed:
         what = "for live trading" if has_keys else "for paper trading"
         raise NeedsPerson(f"not ready {what}: {', '.join(failed)}")
 

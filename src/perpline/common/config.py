@@ -225,6 +225,10 @@ class Settings(BaseModel):
     alert_urls: tuple[SecretStr, ...] = ()
     """Who is told of alarms by `perpline alerts run`: addresses as apprise writes them, mailto://… or discord://…, as a
     list; in the environment variable with spaces between them. They hold secrets and are never shown."""
+    runbook_url: str = ""
+    """Where the runbooks are read on a phone: the address that alarms put before the name of their page, as
+    https://example.com/runbooks/, or with {name} where the name belongs, as …/runbooks/{name}.html. Empty: alarms name
+    the path in the repository."""
     alert_remind_h: float = Field(6.0, gt=0, le=8_760)
     """An alarm that still stands is told again after so many hours."""
     alert_every_s: float = Field(5.0, ge=0.05, le=300)
@@ -313,6 +317,13 @@ class Settings(BaseModel):
     @classmethod
     def _check_redis_url(cls, value: SecretStr) -> SecretStr:
         _check_scheme(value.get_secret_value(), ("memory", "redis", "rediss", "unix"))
+        return value
+
+    @field_validator("runbook_url")
+    @classmethod
+    def _check_runbook_url(cls, value: str) -> str:
+        if value:
+            _check_scheme(value, ("http", "https"), needs_host=True)
         return value
 
     @field_validator("alert_urls", mode="before")

@@ -421,7 +421,8 @@ class Dashboard:
         ids = {row["model_id"] for row in found["models"]} | {path.name for path in DEFAULT_MODELS.iterdir()}
         reports = await asyncio.to_thread(lambda: sorted(each for each in ids if self._report_of(each) is not None))
         names = ("champion", "shadows", "coming", "drift", "refused")
-        return _json({**{name: told.get(name) for name in names}, **found, "reports": reports})
+        facts = {"worker": self._picture.status is not None, "reports": reports}
+        return _json({**{name: told.get(name) for name in names}, **found, **facts})
 
     async def _get_report(self, request: web.Request) -> web.Response:
         asked = Asked(request)
@@ -543,8 +544,8 @@ class Dashboard:
         return _json({"done": done})
 
     async def _account(self, asked: Literal["paper", "live", "both"]) -> Literal["paper", "live", "both"] | None:
-        """Both means both where there are keys, as on the command line; but where the worker has keys and we have none,
-        it says so instead of leaving the live account open."""
+        """Both means both where there are keys, as on the command line; also where only the worker has keys, so that it
+        is refused whatever the tables have of the live account."""
         if asked != "both":
             return asked
         await self._picture.known()

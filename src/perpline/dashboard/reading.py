@@ -3,6 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, TypeVar
 
 import msgspec
@@ -146,7 +147,7 @@ class Reading:
         return {
             "candles": [[*row[:7], bool(row[7])] for row in candles[::-1]],
             "decisions": _named(("close_time", "status", "side", "p_cal", "ev_bp", "detail"), decided[::-1]),
-            "positions": [_numbers({name: each[name] for name in wanted}) for each in told],
+            "positions": [{**_numbers({name: each[name] for name in wanted}), "net": _net(each)} for each in told],
             **await self._below(symbol, start, end, step),
         }
 
@@ -406,6 +407,13 @@ def _numbers(row: Mapping[str, Any]) -> Facts:
         name: float(value) if name in _DECIMALS and isinstance(value, str) and value else value
         for name, value in row.items()
     }
+
+
+def _net(position: Mapping[str, Any]) -> float:
+    """What the position brought after fees and funding, USDT, as far as these are known."""
+    amounts = (position[name] for name in ("realized_pnl", "fees", "funding"))
+    realized, fees, funding = (Decimal(each or 0) for each in amounts)
+    return float(realized - fees + funding)
 
 
 def _named(columns: Sequence[str], rows: Sequence[Row]) -> list[Facts]:

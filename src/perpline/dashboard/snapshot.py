@@ -1,8 +1,8 @@
 """The live picture that browsers are shown: kept from what the worker tells, and told on as what has changed.
 
 The worker is listened to on /events; one without them (an older one, or role inference) is asked for its status each
-second. While neither answers the picture says "away" and keeps the last prices; it goes on by itself. Nothing is asked
-of the worker while nobody looks.
+second. While neither answers, or one that spoke falls silent, the picture says "away" and keeps the last prices; it
+goes on by itself. Nothing is asked of the worker while nobody looks.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from perpline.dashboard.reading import Reading
 from perpline.worker_client import Access, events, fetch_status, read_access
 
 STREAMS = ("kline_1m", "kline_15m", "kline_1h", "markPrice@1s", "bookTicker")
-SILENT_S = 5.0
-"""The worker tells something each second; after so many without a word it is asked again, or away."""
+SILENT_S = 3.0
+"""The worker tells something each second; after so many without a word or an answer it is away."""
 RETRY_S = 1.0
 POLLS = 10
 """After so many statuses events are tried again."""
@@ -30,6 +30,8 @@ LINGER_S = 15.0
 KNOWN_WITHIN_S = 3.0
 TABLES_EVERY_S = 2.0
 WHOLE_EVERY_S = 6.0
+MOST_EXCEPTIONS = 20
+"""So many symbols with a mode of their own are named, of each mode."""
 SPARK = 60
 LOGS = 200
 
@@ -119,13 +121,14 @@ class Picture:
         """The account that the header speaks of: live where it is traded or holds something, else paper."""
         trading = (self.status or {}).get("trading")
         live = _accounts(trading).get("live")
-        is_live = self.header.get("mode") == "live" or bool(live and live.get("positions"))
+        is_traded = self.header.get("mode") == "live" or bool(self.header.get("modes", {}).get("live"))
+        is_live = is_traded or bool(live and live.get("positions"))
         return "live" if is_live and live is not None else "paper"
 
     # ---- the worker
 
     async def _keep_from_worker(self) -> None:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SILENT_S)) as session:
             while True:
                 if not self._is_wanted:
                     self._known.clear()
@@ -134,14 +137,10 @@ class Picture:
                 try:
                     access = read_access(self._settings.data_dir, self._settings.status_port)
                     await self._ask(session)
+                    await self._hear(access, session)
                 except (NeedsPerson, Malformed) as error:
                     self._is_away(str(error))
                     await self._clock.sleep_wall(RETRY_S)
-                    continue
-                try:
-                    await self._listen(access, session)
-                except (Unavailable, Malformed, TimeoutError):
-                    await self._poll(session)
 
     @property
     def _is_wanted(self) -> bool:
@@ -154,12 +153,25 @@ class Picture:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Malformed(f"the worker's status cannot be read: {error!r}") from None
 
+    async def _hear(self, access: Access, session: aiohttp.ClientSession) -> None:
+        """Listen, or ask where there is nothing to be listened to. Raises NeedsPerson and Malformed as `_ask` does."""
+        try:
+            await self._listen(access, session)
+        except (Unavailable, Malformed):
+            await self._poll(session)
+
     async def _listen(self, access: Access, session: aiohttp.ClientSession) -> None:
         told = events(access, session)
         try:
             while self._is_wanted:
-                async with asyncio.timeout(SILENT_S):
-                    event = await anext(told, None)
+                try:
+                    async with asyncio.timeout(SILENT_S):
+                        event = await anext(told, None)
+                except TimeoutError:
+                    port = self._settings.status_port
+                    raise NeedsPerson(
+                        f"the worker on port {port} does not answer (silent for {SILENT_S:g} s): it hangs; see its log"
+                    ) from None
                 if event is None:
                     return
                 try:
@@ -173,10 +185,7 @@ class Picture:
         for _ in range(POLLS):
             if not self._is_wanted:
                 return
-            try:
-                await self._ask(session)
-            except (PerplineError, TimeoutError):
-                return  # the next look says what is wrong
+            await self._ask(session)
             await self._clock.sleep_wall(RETRY_S)
 
     def _is_away(self, reason: str) -> None:
@@ -239,6 +248,10 @@ class Picture:
         trading = status.get("trading")
         modes = {row["symbol"]: row["mode"] for row in (trading or {}).get("modes", ())}
         mode = modes.get("", "off")
+        exceptions: dict[str, list[str]] = {"paper": [], "live": [], "off": []}
+        for symbol, own in sorted(modes.items()):
+            if symbol != "" and own != mode:
+                exceptions[own].append(symbol)
         positions: dict[str, dict[str, Any]] = {}
         for account in ("paper", "live"):  # of one symbol with both the live one is shown
             for position in (_accounts(trading).get(account) or {}).get("positions", ()):
@@ -250,6 +263,8 @@ class Picture:
         self._set_header(
             {
                 "mode": mode,
+                "modes": {own: len(symbols) for own, symbols in exceptions.items() if symbols},
+                "exceptions": {own: symbols[:MOST_EXCEPTIONS] for own, symbols in exceptions.items()},
                 "connections": {"live": sum(bool(each["live"]) for each in connections), "all": len(connections)},
                 "weight": {"used": rest.get("weight_used"), "limit": rest.get("weight_limit")},
                 "close_to_signal_ms": (status.get("decisions") or {}).get("close_to_signal_ms"),

@@ -37,6 +37,13 @@ def part(function: Function) -> Function:
     return made
 
 
+def is_kept(function: Callable[..., object]) -> bool:
+    """Whether the machine code of a `compiled` function is on the disk, made of its file as it is now."""
+    of_function: Any = function
+    file = getattr(of_function._cache, "_cache_file", None)  # numba has no question for it; without a cache no file
+    return file is not None and bool(file._load_index())
+
+
 @cache
 def _has_cache() -> bool:
     """Make and name the folder of compiled functions; False, with a warning, where that cannot be done, and every

@@ -11,6 +11,7 @@ from perpline.domain.candle import MINUTE_MS, Candle
 from perpline.features import kernel
 from perpline.features.batch import BTC, LARGEST_UNITS, LOOKBACK_MIN, book_rows, known_rows, rules
 from perpline.features.catalogue import CATALOGUE, QUOTE_UNITS, VOLUME_UNITS, schema_hash
+from perpline.features.compiled import is_kept
 from perpline.features.kernel import Singles
 from perpline.storage.history import SymbolHistory
 from perpline.storage.store import TABLES, Row
@@ -44,6 +45,11 @@ def compile_kernel() -> None:
     kernel.put_known(ints, floats, waiting, values, 1, 0)
     kernel.put_until(ints, floats, 0, waiting[0], waiting[0], values, bounds, bounds.copy(), 0)
     features.vectors([BTC])
+
+
+def kernel_is_kept() -> bool:
+    """Whether `compile_kernel` will find the machine code on the disk."""
+    return is_kept(kernel.finish)
 
 
 class LiveFeatures:

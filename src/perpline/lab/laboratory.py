@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
+from msgspec import structs
 
 from perpline.bootstrap import open_store
 from perpline.collector.bulk import stored_span, stored_symbols
@@ -28,7 +29,7 @@ from perpline.training.dataset import build_dataset
 from perpline.training.examples import Examples, critical_names, feature_names, join, read_dataset
 from perpline.training.labels import SIDES
 from perpline.training.outcomes import stored_labels
-from perpline.training.train import Options, check_mark, label_symbols, row_weights, windows_for
+from perpline.training.train import NoMarkPrices, Options, check_mark, label_symbols, row_weights, windows_for
 
 Symbols = str | Sequence[str] | None
 """One, several, or all that there are."""
@@ -69,14 +70,17 @@ class Lab:
         interval: str = "1m",
         as_: As = "polars",
     ) -> Frame:
-        """The stored candles that open in the span, oldest first; `interval` is 1m, 15m or 1h."""
+        """The stored candles that open in the span, oldest first; `interval` is 1m, 15m or 1h.
+
+        None where a hole is. Raises NeedsPerson for a symbol of which there are none at all.
+        """
         if interval not in ("1m", "15m", "1h"):
             raise NeedsPerson(f"candles are stored of 1m, 15m and 1h, not of {interval!r}")
         [name] = _names([symbol])
         first, last = _span(start, end)
         table = TABLES[f"candles_{interval}"]
         asked = [column for column in frames.CANDLES if column != "symbol"]
-        rows = self._ask(lambda store: store.series(table.name, name, first, last, asked))
+        rows = self._ask(lambda store: _series(store, table.name, name, first, last, asked))
         count = len(rows["open_time"])
         columns: dict[str, Any] = {"symbol": [name] * count, **rows}
         columns["trades"] = [None if trades < 0 else trades for trades in rows["trades"].tolist()]
@@ -114,7 +118,15 @@ class Lab:
         """
         schema, chosen = _schema(features)
         first, last = _span(start, end)
-        return self._ask(lambda store: _training_frame(store, _names(symbols), first, last, schema, chosen, label, as_))
+        try:
+            return self._ask(
+                lambda store: _training_frame(store, _names(symbols), first, last, schema, chosen, label, as_)
+            )
+        except NoMarkPrices:
+            raise NeedsPerson(
+                "no row can be labelled on the mark price: import or backfill mark price candles, or label by the last "
+                f"price: label={structs.replace(label, price='last')}"
+            ) from None
 
     def signals(
         self,
@@ -266,6 +278,16 @@ def _apart(work: Coroutine[Any, Any, T]) -> T:
 
 async def _nothing(store: Store) -> None:
     """The store could be opened: that is all that was asked."""
+
+
+async def _series(
+    store: Store, table: str, symbol: str, first: int, last: int, columns: Sequence[str]
+) -> dict[str, Any]:
+    rows = await store.series(table, symbol, first, last, columns)
+    if not len(rows["open_time"]) and await stored_span(store, symbol, table, 0, LATEST) is None:
+        interval = table.removeprefix("candles_")
+        raise NeedsPerson(f"the database holds no {interval} candles of {symbol}: import or backfill them")
+    return dict(rows)
 
 
 async def _training_frame(

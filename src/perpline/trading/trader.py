@@ -705,6 +705,8 @@ class Trader:
                 self._put(table, values)
         for position in changes.positions.values():
             self._monitor.watch(position)
+            # Most are over before the next look.
+            self.statistics.naked_ms_longest = max(self.statistics.naked_ms_longest, position.naked_ms)
             if position.is_closed:
                 self._closing.pop(position.position_id, None)
                 self._next_try.pop((position.position_id, Leg.EXIT), None)

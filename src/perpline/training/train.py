@@ -96,6 +96,10 @@ Progress = Callable[[str, int, int], None]
 """Told the stage in words, how many of its steps are done, and how many there are."""
 
 
+class NoMarkPrices(NeedsPerson):
+    """The rule asks for mark prices, and there are none to label with."""
+
+
 class Options(Struct, frozen=True, kw_only=True):
     """What a person chose. Times in ms, [start, to) of close times."""
 
@@ -203,7 +207,7 @@ async def label_symbols(
         made[symbol] = Labels(**known)
     progress("labels", len(rows), len(rows))
     if options.rule.price == "mark" and not any(labels.known.any() for labels in made.values()):
-        raise NeedsPerson(NO_MARK)
+        raise NoMarkPrices(NO_MARK)
     return made, materials
 
 
@@ -214,12 +218,12 @@ def row_weights(examples: Examples) -> Floats:
 
 
 async def check_mark(store: Store, options: Options) -> None:
-    """Raises NeedsPerson where the rule asks for mark prices and none are stored."""
+    """Raises NoMarkPrices where the rule asks for mark prices and none are stored."""
     if options.rule.price == "mark":
         for symbol in options.symbols:
             if await _count(store, "mark_klines", symbol, options):
                 return
-        raise NeedsPerson(NO_MARK)
+        raise NoMarkPrices(NO_MARK)
 
 
 async def _count(store: Store, table: str, symbol: str, options: Options) -> int:

@@ -3,14 +3,16 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from alarming import MINUTE, NOW, changed, dead, facts, healthy, judged
-from perpline.alerts.facts import Facts, OpenGap, Worker
-from perpline.alerts.rules import RULES, lasted, modes_now
+from alarming import MINUTE, NOW, changed, dead, facts, healthy, judged, mode_row
+from perpline.alerts.facts import Facts, ModesSeen, OpenGap, Worker
+from perpline.alerts.rules import RULES, lasted, modes_seen, page_of
+from perpline.trading.mode import ModeRow
 
 STALE = {"market-0": ["BTCUSDT markPrice@1s", "ETHUSDT bookTicker"]}
 GAP = OpenGap(symbol="BTCUSDT", series="candles_1m", from_time=NOW - 3 * MINUTE, to_time=NOW, cause="lost")
-MODE = {"symbol": "", "until": None, "by": "me@here", "reason": "why not", "positions": "keep"}
 DRIFT = {"judged": True, "drifting": ["rsi_14"], "signals": 90, "signals_usual": 11.0, "signals_unusual": True}
 
 WRONG: list[tuple[str, Facts, set[str]]] = [
@@ -50,7 +52,7 @@ WRONG: list[tuple[str, Facts, set[str]]] = [
         {"paper BTCUSDT"},
     ),
     ("daily_loss_limit", facts(changed(trading__accounts__paper__equity=9_700.0)), {"paper"}),
-    ("mode_changed", facts(modes_before={"all": "off"}), {"all"}),
+    ("mode_changed", facts(modes=(mode_row(1, "paper"),), modes_seen=ModesSeen(id=0)), {"all"}),
     ("model_drift", facts(changed(models__drift={"today": DRIFT, "yesterday": None})), {"m1"}),
     ("model_drift", facts(changed(models__drift={"today": {"judged": False}, "yesterday": DRIFT})), {"m1"}),
     ("parity_failed", facts(changed(parity={"date": "2026-11-19", "error": "no rows"})), {""}),
@@ -77,7 +79,7 @@ def test_every_rule_but_that_of_standbys_has_a_case_here() -> None:
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_healthy_worker_raises_nothing(name: str) -> None:
-    assert not judged(name, facts(modes_before={"all": "paper"}))
+    assert not judged(name, facts(modes=(mode_row(1, "paper"),), modes_seen=ModesSeen(id=1)))
 
 
 @pytest.mark.parametrize("name", RULES.keys() - {"worker_away", "database_away"})
@@ -152,28 +154,135 @@ def test_messages_that_wait_because_the_database_is_away_are_not_laid_on_redis()
     assert judged("redis_away", facts(both)) is None
 
 
-def test_a_mode_is_told_with_its_old_value_and_who_set_it() -> None:
-    own = {**MODE, "symbol": "BTCUSDT", "mode": "live", "until": NOW + 60 * MINUTE}
-    seen = facts(changed(trading__modes=[{**MODE, "mode": "paper"}, own]), modes_before={"all": "paper"})
-
-    assert judged("mode_changed", seen) == {"BTCUSDT": "paper → live until 15:00, by me@here: why not"}
-    assert modes_now(seen) == {"all": "paper", "BTCUSDT": "live"}
+def told_of(*rows: tuple[int, ModeRow], after: int = 0, now: int = NOW) -> dict[str, str] | None:
+    """What is said of the modes to those who know the rows up to this one."""
+    return judged("mode_changed", facts(changed(now=now), modes=rows, modes_seen=ModesSeen(id=after)))
 
 
-def test_modes_that_a_worker_has_not_read_yet_are_no_change() -> None:
-    """Before its first look it says `off` in nobody's name."""
-    unread = changed(trading__modes=[{**MODE, "mode": "off", "by": ""}])
+def test_a_mode_is_told_with_its_old_value_its_end_and_who_set_it() -> None:
+    own = mode_row(2, "live", "BTCUSDT", until=NOW + 60 * MINUTE)
 
-    assert judged("mode_changed", facts(unread, modes_before={"all": "live"})) is None
-    assert modes_now(facts(unread, modes_before={"all": "live"})) is None
+    assert told_of(mode_row(1, "paper"), own, after=1) == {
+        "BTCUSDT": "paper → live until 15:00, by me@here: why not",
+    }
 
 
 def test_the_first_mode_that_is_ever_set_is_a_change() -> None:
-    nobody = changed(trading__modes=[{**MODE, "mode": "off", "by": ""}])
+    assert told_of(mode_row(1, "paper")) == {"all": "off → paper, by me@here: why not"}
 
-    assert judged("mode_changed", facts(modes_before=modes_now(facts(nobody)))) == {
-        "all": "off → paper, by me@here: a test"
+
+@pytest.mark.parametrize("own", ["paper", "live"])
+def test_off_for_all_names_the_symbols_whose_own_mode_it_ends(own: str) -> None:
+    """Also where all the others were off already."""
+    rows = mode_row(1, own, "BTCUSDT"), mode_row(2, "off")
+
+    assert told_of(*rows, after=1) == {"all": f"off (before: BTCUSDT {own}), by me@here: why not"}
+
+
+def test_two_changes_within_one_look_are_both_told() -> None:
+    rows = mode_row(1, "paper"), mode_row(2, "off"), mode_row(3, "paper", "BTCUSDT")
+
+    assert told_of(*rows, after=1) == {
+        "all": "paper → off, by me@here: why not",
+        "BTCUSDT": "off → paper, by me@here: why not",
     }
+
+
+def test_off_and_on_again_within_one_look_is_one_line_in_order() -> None:
+    rows = mode_row(1, "live"), mode_row(2, "off", positions="flatten"), mode_row(3, "live")
+
+    assert told_of(*rows, after=1) == {
+        "all": "live → off, positions: flatten, by me@here: why not; then off → live, by me@here: why not"
+    }
+
+
+def test_of_many_changes_of_one_symbol_the_last_are_told_and_those_before_are_counted() -> None:
+    found = told_of(*(mode_row(id, "paper" if id % 2 else "off") for id in range(1, 10)))
+
+    assert found is not None
+    assert found["all"].startswith("4 changes; then off → paper, by")
+    assert found["all"].count("→") == 5
+
+
+def test_a_mode_whose_time_is_over_is_told_once() -> None:
+    row = mode_row(1, "live", until=NOW + MINUTE)
+    before = ModesSeen(id=1)
+    said = []
+    for now in (NOW, NOW + MINUTE, NOW + MINUTE - 1, NOW + 2 * MINUTE):  # a clock that is set back says nothing new
+        seen = facts(changed(now=now), modes=(row,), modes_seen=before)
+        said.append(judged("mode_changed", seen))
+        before = modes_seen(seen) or before
+
+    assert said == [{}, {"all": "live → off: its time is over, set by me@here: why not"}, {}, {}]
+
+
+def test_of_the_first_look_nothing_is_told_also_not_what_was_over_before() -> None:
+    first = facts(workers=(dead(),), modes=(mode_row(1, "live", until=NOW - 1),))
+
+    assert judged("mode_changed", first) is None
+    assert judged("mode_changed", facts(modes=first.modes, modes_seen=modes_seen(first))) == {}
+
+
+def test_a_table_that_was_begun_anew_is_a_first_look() -> None:
+    anew = facts(modes=(mode_row(1, "live"),), modes_seen=ModesSeen(id=7, over=(1,)))
+
+    assert judged("mode_changed", anew) is None
+    assert modes_seen(anew) == ModesSeen(id=1)
+
+
+def test_modes_that_could_not_be_read_are_no_change_and_nothing_is_forgotten() -> None:
+    unread = facts(database_error="away", modes_seen=ModesSeen(id=3, over=(2,)))
+
+    assert judged("mode_changed", unread) is None
+    assert modes_seen(unread) == ModesSeen(id=3, over=(2,))
+
+
+some_rows = st.lists(
+    st.tuples(
+        st.sampled_from(["off", "paper", "live"]),
+        st.sampled_from(["", "AUSDT", "BUSDT"]),
+        st.none() | st.integers(1, 9),
+    ),
+    max_size=9,
+)
+
+
+@given(some_rows, st.lists(st.integers(0, 9), max_size=6))
+def test_however_the_looks_fall_each_row_is_told_once_and_each_end_at_most_once(
+    script: list[tuple[str, str, int | None]], looks: list[int]
+) -> None:
+    rows = [
+        mode_row(
+            id, mode, symbol, changed_at=NOW + id, until=None if lasts is None else NOW + id + lasts, reason=f"r{id}"
+        )
+        for id, (mode, symbol, lasts) in enumerate(script, 1)
+    ]
+    known, said = ModesSeen(id=0), ""
+    for count in [*sorted(looks), len(rows), 99]:
+        seen = facts(changed(now=NOW + count), modes=tuple(rows[:count]), modes_seen=known)
+        said += "".join(f"{text}\n" for text in (judged("mode_changed", seen) or {}).values()).replace("; then ", "\n")
+        known = modes_seen(seen) or known
+    lines = said.splitlines()
+    shown = [line for line in lines if "its time is over" not in line and not line.endswith(" changes")]
+    hidden = sum(int(line.split()[0]) for line in lines if line.endswith(" changes"))
+
+    assert len(shown) + hidden == len(rows)
+    assert len(set(lines)) == len(lines) or hidden
+    ends = [line.rpartition(" ")[2] for line in lines if "its time is over" in line]
+    assert len(set(ends)) == len(ends)
+
+
+@pytest.mark.parametrize(
+    ("base", "address"),
+    [
+        ("", "docs/runbooks/disk_low.md"),
+        ("https://example.com/runbooks/", "https://example.com/runbooks/disk_low"),
+        ("https://example.com/runbooks", "https://example.com/runbooks/disk_low"),
+        ("https://example.com/{name}.html#mend", "https://example.com/disk_low.html#mend"),
+    ],
+)
+def test_a_runbook_is_a_path_or_an_address_under_runbook_url(base: str, address: str) -> None:
+    assert page_of("disk_low", base) == address
 
 
 def test_an_inference_worker_has_fewer_facts_and_no_rule_stumbles_over_it() -> None:
@@ -194,7 +303,7 @@ def test_an_inference_worker_has_fewer_facts_and_no_rule_stumbles_over_it() -> N
         "trouble": [],
     }
 
-    assert {name for name in RULES if judged(name, facts(status, modes_before={}))} == set()
+    assert {name for name in RULES if judged(name, facts(status, modes=(), modes_seen=ModesSeen(id=0)))} == set()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,14 +14,15 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from alarming import NOW, Heard, changed, dead, facts, healthy, settings
-from perpline.alerts.facts import Facts
+from alarming import NOW, Heard, changed, dead, facts, healthy, mode_row, settings
+from perpline.alerts.facts import Facts, ModesSeen
 from perpline.alerts.rules import RULES
 from perpline.alerts.state import State, StateFile
 from perpline.alerts.watch import Watch
 from perpline.common.clock import ManualClock
 from perpline.common.errors import NeedsPerson, Unavailable
 from perpline.storage.store import Row
+from perpline.trading.mode import ModeRow
 from running import eventually
 
 STALE = changed(streams__stale={"market-0": ["BTCUSDT markPrice@1s"]})
@@ -34,7 +36,7 @@ class Tables:
         self.away = ""
         self.seen: list[Facts] = []
 
-    async def look(self, modes_before: dict[str, str] | None = None) -> Facts:
+    async def look(self, modes_seen: ModesSeen | None = None) -> Facts:
         return self.seen.pop(0)
 
     async def write(self, rows: list[Row]) -> None:
@@ -143,19 +145,41 @@ async def test_a_worker_that_dies_is_told_and_nothing_that_stood_is_called_over(
 
 
 async def test_a_change_of_mode_is_told_once_also_over_a_restart(tmp_path: Path) -> None:
-    mode = {"symbol": "", "mode": "live", "until": None, "by": "me@here", "reason": "go", "positions": "keep"}
+    """Nothing twice, and nothing missed that was set while nobody watched."""
     desk = Desk(tmp_path)
-    await desk.sees(modes_before=desk.watch._modes)
+    rows = [mode_row(1, "paper")]
+    await sees_modes(desk, rows)
     desk.start()
-    live = changed(trading__modes=[mode])
+    rows.append(mode_row(2, "live", reason="go"))
     for _ in range(3):
-        await desk.sees(live, modes_before=desk.watch._modes)
+        await sees_modes(desk, rows)
+        desk.start()
 
     [(title, body, tone)] = desk.channel.messages
     assert (title, tone) == ("[info] The trading mode has changed", "info")
     assert body.splitlines()[0] == "all: paper → live, by me@here: go"
     [row] = desk.tables.rows.values()
     assert row[4:] == (NOW + 2_000, NOW + 2_000, NOW + 2_000)
+
+
+async def test_of_many_changes_twenty_have_a_line_and_the_page_is_the_address_that_is_set(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, runbook_url="https://example.com/runbooks/")
+    await sees_modes(desk, [])
+    await sees_modes(desk, [mode_row(id, "paper", f"S{id}USDT") for id in range(1, 24)])
+
+    [(title, body, _)] = desk.channel.messages
+    lines = body.splitlines()
+    assert title == "[info] The trading mode has changed (23)"
+    assert lines[0] == "S1USDT: off → paper, by me@here: why not"
+    assert lines[19:22] == [
+        "S20USDT: off → paper, by me@here: why not",
+        "and 3 more",
+        "What to do: https://example.com/runbooks/mode_changed",
+    ]
+
+
+async def sees_modes(desk: Desk, rows: Sequence[tuple[int, ModeRow]]) -> None:
+    await desk.sees(modes=tuple(rows), modes_seen=desk.watch._modes_seen)
 
 
 moments = st.lists(

@@ -88,6 +88,17 @@ def test_an_address_that_is_none_is_refused_without_being_shown(tmp_path: Path, 
     assert "no address'" not in ended.error_line
 
 
+def test_with_runbook_url_the_page_of_an_alarm_is_an_address(tmp_path: Path) -> None:
+    file = config(tmp_path, runbook_url="https://example.com/{name}.html")
+
+    rules = command("alerts", "rules", "--json", "--config", file).json["rules"]
+
+    assert rules[0]["runbook"] == f"https://example.com/{rules[0]['name']}.html"
+    assert "What to do: https://example.com/ALARM.html" in command("alerts", "rules", "--config", file).out
+    refused = command("alerts", "rules", "--config", config(tmp_path, runbook_url="docs/runbooks"))
+    assert refused.error_line.startswith("perpline: runbook_url (")
+
+
 def test_addresses_come_from_the_environment_with_spaces_between_and_are_masked() -> None:
     env = {"HOME": "/nowhere", "PERPLINE_ALERT_URLS": " discord://1234567/TOKENvalue  mailto://me:pa,ss@example.com "}
 

@@ -220,10 +220,10 @@ def command_elsewhere(*words: str, home: Path) -> "subprocess.CompletedProcess[s
     return subprocess.run([sys.executable, "-m", "perpline", *words], env=env, capture_output=True, text=True)
 
 
-def test_a_bundle_is_written_also_where_something_failed() -> None:
+def test_a_bundle_is_written_also_where_something_failed_and_the_exit_code_says_so() -> None:
     Path("worker.log").write_text("the last line\n")
     done = command("doctor", *WORDS, "--bundle", "report.zip", "--log", "worker.log")
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, "not ready for paper trading: " in done.error_line) == (1, True)
     assert "report.zip is written (README.txt, about.json, " in done.out
     with zipfile.ZipFile("report.zip") as archive:
         assert archive.read("log.txt") == b"the last line\n"

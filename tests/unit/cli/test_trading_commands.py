@@ -118,6 +118,44 @@ def fill(trade_id: int = 1, **values: Any) -> dict[str, Any]:
     }
 
 
+# Flatten
+
+NOBODY = ("--ws-url", "ws://127.0.0.1:9", "--rest-url", "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("words", [[], ["AUSDT"]])
+def test_flatten_without_a_key_refuses_to_leave_live_positions_open_and_changes_nothing(
+    here: Here, words: list[str]
+) -> None:
+    here.put("positions", position("live"), position("live", position_id="p2", symbol="BUSDT", status="closed"))
+
+    done = command("flatten", *words, *NOBODY)
+
+    assert (done.code, "the live account has open positions (AUSDT) and there is no API key" in done.err) == (1, True)
+    assert "--account paper" in done.err
+    assert ok("mode", "show")["history"] == []
+
+
+def test_flatten_without_a_key_refuses_while_live_is_in_force_for_what_it_shall_close(here: Here) -> None:
+    asked = {"mode": "live", "positions": "keep", "changed_at": NOW, "by": "ana", "reason": "go", "until": None}
+    here.put("modes", {"symbol": "BUSDT", **asked})
+
+    done = command("flatten", *NOBODY)
+    other = command("flatten", "AUSDT", *NOBODY)
+
+    assert (done.code, "the live account is traded and there is no API key here" in done.err) == (1, True)
+    assert (other.code, other.out.strip()) == (0, "nothing was open")
+
+
+def test_flatten_of_paper_alone_is_not_kept_from_it_by_live_positions(here: Here) -> None:
+    here.put("positions", position("live"))
+
+    done = command("flatten", "--account", "paper", *NOBODY)
+
+    assert (done.code, done.out.strip()) == (0, "nothing was open")
+    assert [row["mode"] for row in ok("mode", "show")["history"]] == ["off"]
+
+
 # Modes
 
 

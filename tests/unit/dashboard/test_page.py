@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import perpline
+from perpline.alerts.rules import RULES
 
 STATIC = Path(perpline.__file__).parent / "dashboard" / "static"
 SCRIPTS = sorted((STATIC / "app").rglob("*.js"))
@@ -58,6 +59,12 @@ def test_every_page_of_the_navigation_is_there() -> None:
     names = re.findall(r'\{ name: "(\w+)", key: ', (STATIC / "app" / "main.js").read_text())
     assert len(names) >= 9
     assert [name for name in names if not (STATIC / "app" / "pages" / f"{name}.js").is_file()] == []
+
+
+def test_the_log_knows_every_alarm_that_has_a_runbook() -> None:
+    found = re.search(r"ALARMS = new Set\(\[(.*?)\]\)", (STATIC / "app" / "pages" / "log.js").read_text(), re.DOTALL)
+    assert found is not None
+    assert re.findall(r'"(\w+)"', found[1]) == list(RULES)
 
 
 def code_of(script: Path) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dashing import MINUTE, MODEL, SYMBOLS, Served, T, fill, served, settings_in
+from dashing import MINUTE, MODEL, SYMBOLS, Served, T, fill, position, served, settings_in
+from perpline.bootstrap import open_store
 from perpline.dashboard.app import content_security_policy, static_files
 from postgres_server import PostgresDatabase
 
@@ -50,6 +51,7 @@ def test_the_symbol_page_has_candles_decisions_positions_and_what_lies_below(pag
         ("p1", 100.0, 101.0),
         ("p2", 100.0, None),
     ]
+    assert [row["net"] for row in facts["positions"]] == [1.9, 1.9]  # 2 realised, 0.1 of fees
     assert facts["mark"] == [[T - MINUTE, 100.1, 100.2, 0.0001]]
     assert facts["open_interest"] == [[T - MINUTE, 5.5]]
     assert facts["ratios"] == {"taker": [[T - MINUTE, 1.5]]}
@@ -102,6 +104,7 @@ def test_the_models_page_and_a_report_that_can_do_nothing(page: Served) -> None:
     assert [(row["model_id"], row["status"]) for row in facts["models"]] == [(MODEL, "champion")]
     assert [(row["slot"], row["by"]) for row in facts["deployments"]] == [("champion", "ana")]
     assert MODEL in facts["reports"]
+    assert (facts["worker"], facts["champion"]) == (False, None)
     report = page.ask("GET", f"/api/models/report?model_id={MODEL}")
     assert (report.status, report.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
     assert report.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none';")
@@ -182,6 +185,25 @@ def test_a_live_account_without_keys_is_not_closed_and_that_is_said(page: Served
     answer = page.post("/api/flatten", {"account": "live", "confirm": "FLATTEN"})
 
     assert (answer.status, "needs an API key" in answer.json["error"]) == (409, True)
+
+
+def test_flatten_of_both_without_keys_does_not_leave_live_positions_open_in_silence(
+    own_page: Served, folder: Path
+) -> None:
+    async def hold() -> None:
+        store = open_store(f"sqlite:///{folder / 'perpline.db'}")
+        await store.open()
+        live = position("p9", account="live", status="open", quantity="2", closed_at=None, exit_reason="")
+        await store.commit_trading({"positions": [live]})
+        await store.close()
+
+    asyncio.run(hold())
+
+    answer = own_page.post("/api/flatten", {"account": "both", "confirm": "FLATTEN"})
+
+    said = "the live account has open positions (AUSDT) and there is no API key here"
+    assert (answer.status, said in answer.json["error"]) == (409, True), answer
+    assert [row["mode"] for row in own_page.ask("GET", "/api/log").json["modes"]] == ["paper"]
 
 
 def test_without_a_database_the_page_comes_up_and_says_so(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from dashing import settings_in
 from perpline.common.clock import SystemClock
 from perpline.dashboard import snapshot
 from perpline.dashboard.reading import Reading
 from perpline.dashboard.snapshot import Picture, Viewer
-from perpline.endpoint import Endpoint
+from perpline.endpoint import Endpoint, Tell
 from running import eventually
 
 STATUS: dict[str, Any] = {
@@ -37,6 +38,28 @@ def symbol(price: float) -> dict[str, Any]:
     }
 
 
+class Freezable(Endpoint):
+    """It answers questions only while `going`, and a listener's goodbye only while `hearing`; `hung` is how many
+    questions found it frozen."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.going, self.hearing = asyncio.Event(), asyncio.Event()
+        self.going.set()
+        self.hearing.set()
+        self.hung = self.joined = 0
+
+    async def _serve(self, socket: web.WebSocketResponse, tell: Tell) -> None:
+        self.joined += 1
+        await self.hearing.wait()
+        await super()._serve(socket, tell)
+
+    async def _get_status(self, request: web.Request) -> web.Response:
+        self.hung += not self.going.is_set()
+        await self.going.wait()
+        return await super()._get_status(request)
+
+
 class Worker:
     """A worker's endpoint whose words the test chooses. Without `tells` it is one of before /events."""
 
@@ -45,7 +68,7 @@ class Worker:
         self.asked = 0
         self.listeners = 0
         self._words: asyncio.Queue[bytes] = asyncio.Queue()
-        self.endpoint = Endpoint(
+        self.endpoint = Freezable(
             port=port,
             data_dir=folder,
             status=self._status,
@@ -113,6 +136,7 @@ async def test_a_browser_is_told_everything_once_and_then_only_what_changed(tmp_
             10_007.0,
             "live",
         )
+        assert whole["header"]["exceptions"] == {"paper": [], "live": [], "off": ["BUSDT"]}
         assert viewer.take() == []
 
         worker.begin()
@@ -202,6 +226,47 @@ async def test_while_no_worker_answers_nothing_claims_to_be_fresh_and_it_goes_on
         await eventually(lambda: picture.header["worker"] == "live")
         assert changes(viewer)["AUSDT"]["ages"][0] == 0.4
         await again.endpoint.close()
+
+
+async def test_the_header_names_the_symbols_that_are_traded_while_all_others_are_not(tmp_path: Path) -> None:
+    names = [f"S{number:02}USDT" for number in range(30)]
+    modes = [{"symbol": "", "mode": "off"}, *({"symbol": name, "mode": "paper"} for name in names)]
+    accounts = {"paper": {"equity": 10_000.0, "positions": []}, "live": {"equity": 77.0, "positions": []}}
+    worker = Worker(tmp_path)
+    worker.status["trading"] = {"modes": modes, "keys": True, "accounts": accounts}
+    async with watching(tmp_path, worker) as picture:
+        await picture.known()
+        header = picture.header
+        assert (header["mode"], header["modes"], header["account"]) == ("off", {"paper": 30}, "paper")
+        assert header["exceptions"] == {"paper": names[:20], "live": [], "off": []}
+
+        trading = {"modes": [*modes, {"symbol": "BUSDT", "mode": "live"}], "keys": True, "accounts": accounts}
+        worker.begin()
+        worker.say(type="state", status={"now": 2000, "trading": trading})
+        await eventually(lambda: picture.header["exceptions"]["live"] == ["BUSDT"])
+        assert (picture.header["mode"], picture.header["account"], picture.header["equity"]) == ("off", "live", 77.0)
+
+
+async def test_a_worker_that_hangs_is_away_at_once_although_its_connection_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "SILENT_S", 0.3)
+    monkeypatch.setattr(snapshot, "RETRY_S", 0.05)
+    worker = Worker(tmp_path)
+    worker.endpoint.hearing.clear()
+    async with watching(tmp_path, worker) as picture:
+        await picture.known()
+        await eventually(lambda: worker.endpoint.joined == 1)
+        worker.endpoint.going.clear()
+        began = asyncio.get_running_loop().time()
+        await eventually(lambda: picture.header["worker"] == "away")
+        assert asyncio.get_running_loop().time() - began < 2.0
+        assert "does not answer" in picture.header["away"]
+        await eventually(lambda: worker.endpoint.hung >= 2)  # it is asked again and again
+        assert picture.header["worker"] == "away"
+        worker.endpoint.going.set()
+        worker.endpoint.hearing.set()
+        await eventually(lambda: picture.header["worker"] == "live")
 
 
 async def test_the_worker_is_left_alone_when_nobody_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

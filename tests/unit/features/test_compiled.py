@@ -22,10 +22,22 @@ print(add(2, 3), take(2, 3))
 """
 
 
-def run(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+ASKED = """
+from perpline.features.compiled import compiled, is_kept
+
+@compiled
+def add(a, b):
+    return a + b
+
+print(is_kept(add), add(2, 3), is_kept(add))
+"""
+
+
+def run(folder: Path, program: str = PROGRAM, **environment: str) -> subprocess.CompletedProcess[str]:
     """The program as a file, for only a function with a file can be kept."""
     path = folder / "program.py"
-    path.write_text(PROGRAM)
+    if not path.exists() or path.read_text() != program:  # another time of change makes another program of it
+        path.write_text(program)
     surroundings = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "PYTHONPATH")}
     return subprocess.run(
         [sys.executable, path], env=surroundings | environment, capture_output=True, text=True, timeout=60, check=True
@@ -47,3 +59,14 @@ def test_a_cache_folder_that_cannot_be_made_is_warned_of_once_and_the_work_goes_
     assert done.stdout == "5 -1\n"
     assert done.stderr.count("RuntimeWarning") == 1
     assert f"nothing can be kept in {tmp_path}/file/numba (Not a directory)" in done.stderr
+
+
+def test_whether_a_function_must_be_compiled_is_known_before(tmp_path: Path) -> None:
+    kept = str(tmp_path / "kept")
+    first, second = run(tmp_path, ASKED, NUMBA_CACHE_DIR=kept), run(tmp_path, ASKED, NUMBA_CACHE_DIR=kept)
+    changed = run(tmp_path, f"{ASKED}# of another version\n", NUMBA_CACHE_DIR=kept)
+    (tmp_path / "file").write_text("no folder")
+    nowhere = run(tmp_path, ASKED, NUMBA_CACHE_DIR=str(tmp_path / "file" / "numba"))
+
+    said = [done.stdout.strip() for done in (first, second, changed, nowhere)]
+    assert said == ["False 5 True", "True 5 True", "False 5 True", "False 5 False"]

@@ -250,6 +250,19 @@ async def test_a_stop_that_the_exchange_lost_is_placed_again_and_the_naked_time_
         assert position.naked_ms >= 2_000
 
 
+async def test_a_moment_without_a_stop_between_two_looks_counts_for_the_longest(tmp_path: Path) -> None:
+    async with desk(tmp_path / "a.db", mode="live") as found:
+        found.market(2000.0)
+        found.trader.take_signals([signal()])
+        await found.until(lambda: found.exchange.orders)
+        found.fills(found.exchange.orders[0])
+        found.clock.advance(0.04)
+        found.holds(found.exchange.stops[0])
+        [position] = found.trader.manager.open_positions()
+        assert position.naked_ms > 0
+        assert found.trader.statistics.naked_ms_longest == position.naked_ms
+
+
 async def test_a_position_without_a_stop_for_too_long_is_an_alarm(tmp_path: Path) -> None:
     async with desk(tmp_path / "a.db", mode="live", naked_alarm_s=3.0) as found:
         found.market(2000.0)

@@ -16,14 +16,11 @@ export function makeFormat(language, t) {
   const times = (options) => new Intl.DateTimeFormat(language, { timeZone: "UTC", hourCycle: "h23", ...options });
   const clock = times({ hour: "2-digit", minute: "2-digit", second: "2-digit" });
   const minute = times({ hour: "2-digit", minute: "2-digit" });
-  const dayMinute = times({ month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" });
-  const daySecond = times({
-    month: "short",
-    day: "numeric",
-    hour: "2-digit",
-    minute: "2-digit",
-    second: "2-digit",
-  });
+  const toMinute = { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" };
+  const toSecond = { ...toMinute, second: "2-digit" };
+  const ofThisYear = { minute: times(toMinute), second: times(toSecond) };
+  const ofOthers = { minute: times({ year: "numeric", ...toMinute }), second: times({ year: "numeric", ...toSecond }) };
+  const dated = (ms) => (isThisYear(ms) ? ofThisYear : ofOthers);
   const day = times({ year: "numeric", month: "short", day: "numeric" });
   const known = (value) => value !== null && value !== undefined && value !== "" && Number.isFinite(Number(value));
 
@@ -55,10 +52,10 @@ export function makeFormat(language, t) {
     clock: (ms) => (known(ms) ? clock.format(ms) : NONE),
     /** 09:41 */
     minute: (ms) => (known(ms) ? minute.format(ms) : NONE),
-    /** Nov 23, 09:41 */
-    dayMinute: (ms) => (known(ms) ? dayMinute.format(ms) : NONE),
-    /** Nov 23, 09:41:03 */
-    daySecond: (ms) => (known(ms) ? daySecond.format(ms) : NONE),
+    /** Nov 23, 09:41; of another year Nov 23, 2027, 09:41 */
+    dayMinute: (ms) => (known(ms) ? dated(ms).minute.format(ms) : NONE),
+    /** Nov 23, 09:41:03; of another year Nov 23, 2027, 09:41:03 */
+    daySecond: (ms) => (known(ms) ? dated(ms).second.format(ms) : NONE),
     day: (ms) => (known(ms) ? day.format(ms) : NONE),
     /** 2026-11-23T09:41:03Z, for title attributes. */
     iso: (ms) => (known(ms) ? new Date(Number(ms)).toISOString().replace(".000Z", "Z") : ""),
@@ -83,6 +80,10 @@ export function makeFormat(language, t) {
     },
   };
   return format;
+}
+
+function isThisYear(ms) {
+  return new Date(Number(ms)).getUTCFullYear() === new Date().getUTCFullYear();
 }
 
 function priceDigits(size) {

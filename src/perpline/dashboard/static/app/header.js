@@ -5,6 +5,8 @@ import { useLive } from "./live.js";
 import { ModeBadge, Money } from "./parts/badge.js";
 import { THEMES } from "./theme.js";
 
+const LOUDEST_FIRST = ["live", "paper", "off"];
+
 export function Header({ live, t, route, pages, theme, setTheme, setLanguage, ask }) {
   const [unfolded, setUnfolded] = useState(false);
   useEffect(() => setUnfolded(false), [route]);
@@ -75,45 +77,66 @@ export function Header({ live, t, route, pages, theme, setTheme, setLanguage, as
   </header>`;
 }
 
+/** The mode of all symbols, and beside it the modes of single ones; money that is at risk is as loud there as here. */
 function ModeNow({ live, t }) {
   useLive(live, ["overview"], 200);
-  return html`<${ModeBadge} mode=${live.header.mode} t=${t} large testid="mode-badge" />`;
+  const { mode, modes, exceptions } = live.header;
+  const found = LOUDEST_FIRST.filter((each) => exceptions?.[each]?.length);
+  const count = (each) => modes?.[each] ?? exceptions[each].length; // not all of many are named
+  const names = (each) => `${exceptions[each].join(", ")}${count(each) > exceptions[each].length ? ", …" : ""}`;
+  return html`<div class="modes">
+    <${ModeBadge} mode=${mode} t=${t} large testid="mode-badge" />
+    ${found.length > 0 &&
+    html`<span class="modes" role="group" aria-label=${t("header.exceptions")} data-testid="mode-exceptions">
+      ${found.map((each) => html`<${ModeBadge}
+        key=${each}
+        mode=${each}
+        count=${count(each)}
+        names=${names(each)}
+        large=${each === "live"}
+        t=${t}
+      />`)}
+    </span>`}
+  </div>`;
 }
 
-/** The strip of figures. */
+/** The strip of figures. Without the worker they are its last ones, and look it; how many connections live is not known. */
 function Figures({ live, t }) {
   useLive(live, ["overview", "state"], 200);
   useSecond();
-  const { account, equity, pnl_today, connections, weight, close_to_signal_ms: latency, worker } = live.header;
+  const { account, equity, pnl_today, weight, close_to_signal_ms: latency, worker } = live.header;
   const away = live.state !== "live" ? "away" : worker;
+  const isOld = away !== "live";
+  const old = { class: isOld ? "old" : "", title: isOld ? t("header.old") : undefined };
+  const connections = isOld ? null : live.header.connections;
   const share = weight?.limit ? weight.used / weight.limit : 0;
   const lost = connections ? connections.all - connections.live : 0;
   return html`<div class="strip" role="region" aria-label=${t("header.figures")} tabindex="0"><dl>
     <div class="strip-item">
       <dt>${t("header.equity")} ${account && html`<small>${t(`mode.${account}`)}</small>`}</dt>
-      <dd data-testid="header-equity" data-value=${equity}>${t.format.usdt(equity)} <small>USDT</small></dd>
+      <dd data-testid="header-equity" data-value=${equity} ...${old}>${t.format.usdt(equity)} <small>USDT</small></dd>
     </div>
     <div class="strip-item">
       <dt>${t("header.pnl_today")}</dt>
-      <dd><${Money} value=${pnl_today} t=${t} testid="header-pnl" /></dd>
+      <dd ...${old}><${Money} value=${pnl_today} t=${t} testid="header-pnl" /></dd>
     </div>
     <div class="strip-item">
       <dt>${t("header.connections")}</dt>
-      <dd data-testid="header-connections" class=${lost ? "bad" : ""}>
+      <dd data-testid="header-connections" ...${old} class=${lost ? "bad" : old.class}>
         ${connections ? `${connections.live}/${connections.all}` : t.format.none}
         ${lost > 0 && html` <small>${t("header.connections_lost", { n: lost })}</small>`}
       </dd>
     </div>
     <div class="strip-item">
       <dt>${t("header.weight")}</dt>
-      <dd data-testid="header-weight" class=${share > 0.8 ? "bad" : ""}>
+      <dd data-testid="header-weight" ...${old} class=${share > 0.8 && !isOld ? "bad" : old.class}>
         <span class="meter" aria-hidden="true"><span style=${{ width: `${Math.min(100, share * 100)}%` }}></span></span>
         ${weight ? `${t.format.number(weight.used)}/${t.format.number(weight.limit)}` : t.format.none}
       </dd>
     </div>
     <div class="strip-item">
       <dt title=${t("header.latency_hint")}>${t("header.latency")}</dt>
-      <dd data-testid="header-latency">
+      <dd data-testid="header-latency" ...${old}>
         ${t.format.ms(latency?.p50)} <small>p50</small> · ${t.format.ms(latency?.p99)} <small>p99</small>
       </dd>
     </div>
@@ -126,7 +149,7 @@ function Figures({ live, t }) {
     </div>
     <div class="strip-item">
       <dt>${t("header.time")}</dt>
-      <dd class="time">
+      <dd ...${old} class=${`time ${old.class}`}>
         ${t.format.clock(live.now())}
         ${live.header.speed && live.header.speed !== 1 ? html` <small>×${t.format.quantity(live.header.speed)}</small>` : ""}
       </dd>

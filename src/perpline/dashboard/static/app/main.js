@@ -162,13 +162,16 @@ function Routed({ route, ...shared }) {
   const first = useRef(true);
   useEffect(() => {
     let wanted = true;
-    const load = PAGES.some((each) => each.name === route.name)
-      ? import(`./pages/${route.name}.js`)
-      : Promise.reject(new Error(route.name));
-    load.then(
-      (page) => wanted && setFound({ name: route.name, Page: page.default }),
-      () => wanted && setFound({ name: route.name, Page: null }),
-    );
+    const take = (Page) => wanted && setFound({ name: route.name, Page });
+    if (PAGES.some((each) => each.name === route.name)) {
+      import(`./pages/${route.name}.js`).then(
+        (page) => take(page.default),
+        (error) => {
+          console.error(error);
+          take(NotLoaded);
+        },
+      );
+    } else take(NotThere);
     return () => {
       wanted = false;
     };
@@ -177,15 +180,33 @@ function Routed({ route, ...shared }) {
     if (found && document.activeElement?.closest("nav")) document.getElementById("heading")?.focus();
     first.current = false;
   }, [found]);
-  const { t } = shared;
-  if (found?.name !== route.name) return html`<p class="muted loading">${t("shell.loading")}</p>`;
-  if (found.Page === null) {
-    return html`<section class="page" data-testid="page-none" data-ready="true">
-      <h1 id="heading" tabindex="-1">${t("shell.not_there")}</h1>
-      <p>${t("shell.not_there_text", { name: route.name })} <a href="#/overview">${t("page.overview")}</a></p>
-    </section>`;
-  }
-  return html`<${found.Page} ...${shared} params=${route.params} />`;
+  if (found?.name !== route.name) return html`<p class="muted loading">${shared.t("shell.loading")}</p>`;
+  return html`<${found.Page} ...${shared} name=${route.name} params=${route.params} />`;
+}
+
+function NotThere({ name, t }) {
+  return html`<section class="page" data-testid="page-none" data-ready="true">
+    <h1 id="heading" tabindex="-1">${t("shell.not_there")}</h1>
+    <p>${t("shell.not_there_text", { name })} <a href="#/overview">${t("page.overview")}</a></p>
+  </section>`;
+}
+
+/** A browser may keep it in mind that a module did not come: all is loaded again, once the server answers. */
+function NotLoaded({ name, t, say }) {
+  const again = async () => {
+    try {
+      await fetch(new URL(`./pages/${name}.js`, import.meta.url), { cache: "no-store" });
+    } catch {
+      say(t("shell.no_answer"), true);
+      return;
+    }
+    location.reload();
+  };
+  return html`<section class="page" data-testid="page-not-loaded" data-ready="true">
+    <h1 id="heading" tabindex="-1">${t.has(`page.${name}`) ? t(`page.${name}`) : name}</h1>
+    <p class="note bad" role="alert">${t("shell.not_loaded")}</p>
+    <p><button type="button" class="primary" data-testid="load-again" onClick=${again}>${t("shell.try_again")}</button></p>
+  </section>`;
 }
 
 /** A page that fails says so, and the others go on. */

@@ -117,7 +117,7 @@ function Waiting({ data, t }) {
     ${
       spool &&
       html`<p class="bar-line">
-      <span class="muted">${t("health.spool")}</span>
+      <span class="muted">${t("health.spool_waits")}</span>
       <${Bar} value=${spool.bytes} max=${spool.max_bytes} tone=${spool.bytes > spool.max_bytes / 2 ? "bad" : ""} />
       <span>${format.bytes(spool.bytes)} / ${format.bytes(spool.max_bytes)}</span>
     </p>`
@@ -280,7 +280,7 @@ function Room({ room, t }) {
     </p>
     <dl class="figures">
       <${Figure} name=${t("health.database")} value=${format.bytes(room.database_bytes)} />
-      <${Figure} name=${t("health.spool")} value=${format.bytes(room.spool_bytes)} />
+      <${Figure} name=${t("health.spool_disk")} hint=${t("health.spool_disk_hint")} value=${format.bytes(room.spool_bytes)} />
       <${Figure} name=${t("health.growth")} value=${format.bytes(room.growth_bytes_per_day)} />
       <${Figure} name=${t("health.days_left")} value=${format.number(room.days_until_full)} />
     </dl>

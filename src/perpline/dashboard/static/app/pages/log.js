@@ -10,6 +10,27 @@ const LOOK_EVERY_S = 10;
 const LEVELS = ["all", "warning", "error"];
 const OWN_FIELDS = new Set(["action", "event", "level", "at", "logger", "timestamp", "runbook"]);
 const MOST_SHOWN = 300;
+/** The alarms of `perpline alerts`, each with a page docs/runbooks/NAME.md. A test compares them with its rules. */
+const ALARMS = new Set([
+  "worker_away",
+  "worker_not_ready",
+  "standby_lost",
+  "decisions_missing",
+  "close_to_signal_slow",
+  "stream_stale",
+  "gap_open",
+  "weight_high",
+  "clock_offset",
+  "database_away",
+  "redis_away",
+  "spool_growing",
+  "disk_low",
+  "protective_stop_missing",
+  "daily_loss_limit",
+  "mode_changed",
+  "model_drift",
+  "parity_failed",
+]);
 
 export default function Log({ live, api, t }) {
   const { data, error } = useApi(api, "log", {}, LOOK_EVERY_S);
@@ -160,6 +181,7 @@ function shownValue(value) {
 
 /** Where the documents say what to do: an alarm has a page of its own, a log event a paragraph. */
 function runbookOf(row) {
-  const page = row.fields?.runbook ?? (row.fields?.text ? `docs/runbooks/${nameOf(row)}.md` : null);
+  const alarm = row.fields?.alarm ?? nameOf(row);
+  const page = row.fields?.runbook ?? (ALARMS.has(alarm) ? `docs/runbooks/${alarm}.md` : null);
   return html`<code>${page ?? `docs/operations.md: ${nameOf(row)}`}</code>`;
 }

@@ -19,7 +19,7 @@ export default function Models({ api, t }) {
         <${Shadows} data=${data} t=${t} />
         <${Calibration} slots=${data.calibration ?? []} t=${t} />
       </div>
-      <${Drift} drift=${data.drift} t=${t} />
+      <${Drift} drift=${data.drift} isAway=${data.worker === false} t=${t} />
       <${Deployments} rows=${data.deployments ?? []} t=${t} />
       <${Known} data=${data} t=${t} />
     </div>`
@@ -31,7 +31,10 @@ function Champion({ data, t }) {
   const { champion } = data;
   const { format } = t;
   return html`<${Panel} title=${t("models.champion")} data-testid="champion">
-    ${!champion?.model_id && html`<p class="muted empty">${t("models.none")}</p>`}
+    ${
+      !champion?.model_id &&
+      html`<p class="muted empty">${t(data.worker === false ? "models.not_known" : "models.none")}</p>`
+    }
     ${
       champion &&
       html`<p class="model-name strong">${champion.model_id} <${ReportLink} id=${champion.model_id} data=${data} t=${t} /></p>
@@ -77,11 +80,11 @@ function Shadows({ data, t }) {
   ];
   return html`<${Panel} title=${t("models.shadows")}>
     <p class="muted">${t("models.shadows_text")}</p>
-    <${Table} columns=${columns} rows=${rows} keyOf=${(row) => row.slot} label=${t("models.shadows")} empty=${t("models.no_shadows")} />
+    <${Table} columns=${columns} rows=${rows} keyOf=${(row) => row.slot} label=${t("models.shadows")} empty=${t(data.worker === false ? "models.not_known" : "models.no_shadows")} />
   <//>`;
 }
 
-function Drift({ drift, t }) {
+function Drift({ drift, isAway, t }) {
   const [day, setDay] = useState("today");
   const [all, setAll] = useState(false);
   const { format } = t;
@@ -110,7 +113,7 @@ function Drift({ drift, t }) {
   </div>`;
   return html`<${Panel} title=${t("models.drift")} aside=${chosen} data-testid="drift">
     <p class="muted">${t("models.drift_text")}</p>
-    ${!facts && html`<p class="muted empty">${t("models.no_drift")}</p>`}
+    ${!facts && html`<p class="muted empty">${t(isAway ? "models.not_known" : "models.no_drift")}</p>`}
     ${
       facts &&
       html`<dl class="figures">

@@ -18,7 +18,8 @@ export default function Overview({ live, t, open }) {
   const [sort, setSort] = useState({ id: "symbol", down: false });
   const second = Math.floor((live.now() ?? 0) / 1000);
   const beat = useBeat();
-  const columns = useMemo(() => columnsOf(t, live), [t, live.streams]);
+  const hasModes = live.symbols.some((symbol) => isException(live, live.rows.get(symbol)));
+  const columns = useMemo(() => columnsOf(t, live, hasModes), [t, live.streams, hasModes]);
   // The order is made anew once a second and not with every price: rows that jump five times a second cannot be read.
   const symbols = useMemo(
     () => sorted(matching(live, filter, only), columns, sort),
@@ -112,9 +113,9 @@ class Row extends Component {
         else if (event.key === "e" && explain) open(explain);
       }}
     >
-      <div role="rowheader" class="sticky">
-        <a href=${`#/symbol/${symbol}`} tabindex=${tab}>${symbol}</a>
-        ${row.mode && row.mode !== live.header.mode && html` <${ModeBadge} mode=${row.mode} t=${t} />`}
+      <div role="rowheader" class="sticky symbol-cell">
+        <a href=${`#/symbol/${symbol}`} tabindex=${tab} title=${symbol}>${symbol}</a>
+        ${isException(live, row) && html`<${ModeBadge} mode=${row.mode} t=${t} />`}
       </div>
       <div role="cell" class="right strong" data-testid=${cell("price")} data-value=${row.price}>${format.price(row.price)}</div>
       <div role="cell" class="right" data-testid=${cell("spread")} data-value=${row.spread_bps}>${format.bps(row.spread_bps)}</div>
@@ -165,10 +166,15 @@ function age(t, symbol, stream, seconds, isStale) {
   </div>`;
 }
 
-function columnsOf(t, live) {
+/** Whether the symbol has another mode than the one in the header. */
+function isException(live, row) {
+  return Boolean(row?.mode) && row.mode !== live.header.mode;
+}
+
+function columnsOf(t, live, hasModes) {
   const of = (pick) => (symbol) => pick(live.rows.get(symbol) ?? {});
   return [
-    { id: "symbol", label: t("col.symbol"), width: 132, value: itself, className: "sticky" },
+    { id: "symbol", label: t("col.symbol"), width: hasModes ? 168 : 132, value: itself, className: "sticky" },
     { id: "price", label: t("col.price"), width: 96, right: true, downFirst: true, value: of((row) => row.price) },
     {
       id: "spread",

@@ -42,8 +42,10 @@ export default function SymbolPage({ live, api, t, params, open }) {
   useEffect(() => setEnd(null), [symbol, interval]);
 
   if (!symbol) {
-    return html`<${Page} name="symbol" title=${t("page.symbol")} ready=${live.symbols.length > 0} t=${t}>
-      <${SymbolChoice} symbols=${live.symbols} value="" t=${t} onChoose=${(each) => open(`#/symbol/${each}`)} />
+    const symbols = live.symbols.length ? live.symbols : (api.session.symbols ?? []);
+    return html`<${Page} name="symbol" title=${t("page.symbol")} ready t=${t}>
+      <p>${t("symbol.ask")}</p>
+      <${SymbolChoice} symbols=${symbols} value="" t=${t} onChoose=${(each) => open(`#/symbol/${each}`)} />
     <//>`;
   }
   const row = live.rows.get(symbol);
@@ -295,7 +297,7 @@ const Decisions = still(function Decisions({ symbol, decisions, t, open }) {
 function Positions({ positions, open, t }) {
   // What is open has its profit from the live row, where that tells of the same account.
   const pnl = (row) => {
-    if (row.closed_at) return Number(row.realized_pnl);
+    if (row.closed_at) return Number(row.net ?? row.realized_pnl);
     return open?.account === row.account ? (open.unrealized_pnl ?? null) : null;
   };
   const { format } = t;
@@ -313,8 +315,9 @@ function Positions({ positions, open, t }) {
     { id: "exit", label: t("col.exit"), right: true, cell: (row) => format.price(row.exit_price) },
     { id: "why", label: t("col.why"), cell: (row) => row.exit_reason || t("symbol.open") },
     {
-      id: "pnl",
-      label: t("col.pnl"),
+      id: "net",
+      label: t("col.net"),
+      hint: t("col.net_hint"),
       right: true,
       cell: (row) => html`<${Money} value=${pnl(row)} t=${t} />`,
       value: pnl,

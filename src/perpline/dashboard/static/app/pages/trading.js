@@ -96,7 +96,7 @@ export default function Trading({ live, api, t, open }) {
 }
 
 function AccountPanel({ facts, t }) {
-  const naked = facts.naked_ms ?? 0;
+  const naked = facts.naked_ms ?? null; // not known without the worker
   return html`<${Panel}
     title=${t(`trading.account_${facts.account}`)}
     aside=${html`<${ModeBadge} mode=${facts.account} t=${t} />`}
@@ -114,7 +114,7 @@ function AccountPanel({ facts, t }) {
         name=${t("trading.naked")}
         hint=${t("trading.naked_hint")}
         tone=${naked ? "bad" : ""}
-        value=${html`${naked ? "! " : ""}${t.format.age(naked / 1000)}`}
+        value=${html`${naked ? "! " : ""}${t.format.age(naked === null ? null : naked / 1000)}`}
         testid=${`naked-${facts.account}`}
       />
       <${Figure}
@@ -265,7 +265,7 @@ function columnsOf(t, live) {
       column("protective", (row) => protective(t, row), right),
       column("mark", (row) => distance(t, row), right),
       column("naked", (row) => naked(t, row), right),
-      column("status", (row) => said(t, "order_status", row.order?.status ?? (row.protective_stop ? "new" : "none"))),
+      column("status", (row) => stopState(t, row)),
     ],
     orders: [
       account,
@@ -290,7 +290,12 @@ function columnsOf(t, live) {
       column("why", (row) => html`<span class="badge">${said(t, "exit", row.exit_reason)}</span>`, {
         value: (row) => row.exit_reason,
       }),
-      column("pnl", (row) => html`<${Money} value=${netOf(row)} t=${t} />`, { ...right, value: netOf, downFirst: true }),
+      column("net", (row) => html`<${Money} value=${netOf(row)} t=${t} />`, {
+        ...right,
+        hint: t("col.net_hint"),
+        value: netOf,
+        downFirst: true,
+      }),
       column("fee", (row) => format.number(row.fees, 4), right),
       column("funding", (row) => format.signed(row.funding, 4), right),
       column("held", (row) => format.age(row.closed_at ? (row.closed_at - row.opened_at) / 1000 : null), {
@@ -336,7 +341,18 @@ function columnsOf(t, live) {
   };
 }
 
+/** Whether the worker tells of the position; else it is its row in the database, which knows no order. */
+function isTold(row) {
+  return typeof row.protected === "boolean";
+}
+
 function protective(t, row) {
+  if (!isTold(row)) {
+    if (!row.protective_stop) return t.format.none;
+    return html`<span class="muted" title=${t("trading.stop_at_hint")}>
+      ${t("trading.stop_at", { price: t.format.price(row.protective_stop) })}
+    </span>`;
+  }
   if (row.protective_stop) return t.format.price(row.protective_stop);
   return html`<span class="bad">! ${t("trading.no_stop")}</span>`;
 }
@@ -344,6 +360,12 @@ function protective(t, row) {
 function naked(t, row) {
   if (row.naked_ms === null || row.naked_ms === undefined) return t.format.none;
   return html`<span class=${row.naked_ms && row.protected === false ? "bad" : ""}>${t.format.age(row.naked_ms / 1000)}</span>`;
+}
+
+function stopState(t, row) {
+  if (!isTold(row)) return t.format.none;
+  if (!row.protective_stop) return said(t, "order_status", "none");
+  return said(t, "order_status", row.order?.status ?? (row.protected ? "new" : null)) || t.format.none;
 }
 
 /** How far the mark price is from the stop at the exchange. */

@@ -1,12 +1,18 @@
 // Small signs. Shape and text say what colour says, for whoever does not see the colour.
 import { html } from "../../vendor/htm-preact.js";
 
-/** OFF a hollow ring, PAPER a dashed sheet, LIVE a filled disc. */
-export function ModeBadge({ mode, t, large = false, testid = undefined }) {
+/** OFF a hollow ring, PAPER a dashed sheet, LIVE a filled disc. `count` of symbols, where it is not all; `names` of them. */
+export function ModeBadge({ mode, t, large = false, testid = undefined, count = "", names = "" }) {
   const known = ["off", "paper", "live"].includes(mode) ? mode : "unknown";
-  return html`<span class="mode mode-${known} ${large ? "large" : ""}" data-testid=${testid} data-mode=${mode ?? ""}>
+  return html`<span
+    class="mode mode-${known} ${large ? "large" : ""}"
+    data-testid=${testid}
+    data-mode=${mode ?? ""}
+    title=${names ? `${t(`mode.${known}`)}: ${names}` : undefined}
+  >
     <svg viewBox="0 0 16 16" aria-hidden="true">${SHAPES[known]}</svg>
-    <span>${t(`mode.${known}`)}</span>
+    <span>${t(`mode.${known}`)}${count && ` ${count}`}</span>
+    ${names && html`<span class="hidden">${names}</span>`}
   </span>`;
 }
 

@@ -134,7 +134,7 @@ class Picture {
       ),
     );
     this._markers.setMarkers(markersOf(decisions, step, this._times, shown, this._colours));
-    this._boxes.show(shown.positions ? positions : [], this._times[0] ?? 0, step);
+    this._boxes.show(shown.positions ? positions : [], this._times, step);
     this._priceLines(shown.positions ? positions : []);
     if (title !== this._title && points.length) {
       const last = points.length - 1;
@@ -220,10 +220,12 @@ class PositionBoxes {
     return this._views;
   }
 
-  show(positions, first, step) {
+  /** `times`: the open times of the candles; what is open is drawn to the end of the last, or of the forming one. */
+  show(positions, times, step) {
     this._positions = positions;
-    this._first = first;
+    this._first = times[0] ?? 0;
     this._step = step;
+    this._until = (times.at(-1) ?? 0) + step;
     this._again?.();
   }
 
@@ -243,7 +245,7 @@ class PositionBoxes {
     const y = (price) => (Number(price) ? this._series.priceToCoordinate(Number(price)) : null);
     for (const position of this._positions) {
       const from = x(position.opened_at ?? position.closed_at);
-      const to = Math.max(from + 2, x(position.closed_at ?? Math.max(this._until, position.opened_at)));
+      const to = Math.max(from + 2, x(position.closed_at ?? Math.max(this._until, position.opened_at + this._step)));
       const entry = y(position.entry_price);
       if (entry === null || to < 0) continue;
       const line = (price, colour, dash) => {

@@ -1,13 +1,13 @@
 // Another symbol, by name.
 import { html, useEffect, useState } from "../../vendor/htm-preact.js";
 
-/** A field that completes the names of `symbols` and calls `onChoose` with one of them. */
+/** A field that completes the names of `symbols` and calls `onChoose` with one of them; with any, where none is known. */
 export function SymbolChoice({ symbols, value, t, onChoose }) {
   const [text, setText] = useState(value);
   useEffect(() => setText(value), [value]);
   const choose = (written) => {
     const wanted = written.trim().toUpperCase();
-    if (wanted !== value && symbols.includes(wanted)) onChoose(wanted);
+    if (wanted && wanted !== value && (!symbols.length || symbols.includes(wanted))) onChoose(wanted);
   };
   return html`<form
     class="inline"
