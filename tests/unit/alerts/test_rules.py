@@ -82,7 +82,7 @@ def test_a_healthy_worker_raises_nothing(name: str) -> None:
     assert not judged(name, facts(modes=(mode_row(1, "paper"),), modes_seen=ModesSeen(id=1)))
 
 
-@pytest.mark.parametrize("name", RULES.keys() - {"worker_away", "database_away"})
+@pytest.mark.parametrize("name", sorted(RULES.keys() - {"worker_away", "database_away"}))
 def test_of_a_worker_that_is_away_nothing_else_is_claimed(name: str) -> None:
     """Neither that it is wrong nor that it is well again."""
     away = Facts(now_ms=NOW, workers=(dead(),), database_error="")
