@@ -69,7 +69,7 @@ async def watching(
         simulated(speed=speed, faults=faults or Faults()) as exchange,
         working(exchange, folder, **changes) as worker,
     ):
-        await worker.until_ready()
+        await worker.until(worker.ready.is_set, within_s=60.0, what="ready")
         database = Database(folder)
         await worker.until(lambda: database.decisions() >= 2 * len(exchange.symbols), what="the first decisions")
         settings = load_settings(
@@ -82,7 +82,7 @@ async def watching(
             said.append(listening)
 
         serving = asyncio.create_task(serve(settings, SystemClock(), stop, on_ready=ready, **how))
-        await eventually(lambda: said or serving.done(), what="the dashboard listens")
+        await eventually(lambda: said or serving.done(), within_s=60, what="the dashboard listens")
         parts = urlsplit(said[0].url)
         context = await chromium.new_context(viewport={"width": 1440, "height": 900}, locale="en-US")
         page = await context.new_page()

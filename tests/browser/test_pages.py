@@ -85,7 +85,11 @@ async def test_what_the_pages_show_is_what_the_database_holds(chromium: Any, tmp
 
 async def test_the_mode_is_switched_with_a_reason_and_who_did_it_is_stored(chromium: Any, tmp_path: Path) -> None:
     async with watching(chromium, tmp_path) as screen:
-        assert await screen.value("mode-badge", "data-mode") == "off"
+
+        async def is_off() -> bool:
+            return await screen.value("mode-badge", "data-mode") == "off"
+
+        await screen.until(is_off, "the badge says off")
         await screen.found("mode-button").click()
         await screen.found("mode-paper").check()
         await screen.found("mode-submit").click()
@@ -127,7 +131,11 @@ async def test_symbols_with_a_mode_of_their_own_are_told_beside_the_mode_of_all(
         await told.wait_for()
         assert (await told.inner_text()).split() == ["PAPER", "1", symbol]
         assert await told.get_attribute("title") == f"PAPER: {symbol}"
-        assert await screen.value("mode-badge", "data-mode") == "off"
+
+        async def is_off() -> bool:
+            return await screen.value("mode-badge", "data-mode") == "off"
+
+        await screen.until(is_off, "the badge says off")
         badge = screen.found(f"row-{symbol}").locator(".mode")
         await badge.wait_for()
         cut = "each => each.getBoundingClientRect().right - each.parentElement.getBoundingClientRect().right"
