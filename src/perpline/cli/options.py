@@ -87,7 +87,11 @@ def exchange_settings(
 
 def print_json(value: dict[str, Any]) -> None:
     """The one JSON object of a command, alone on the last line of stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+    # With PYTHONUNBUFFERED a write is one system call, and may take a part: io_uring, which uvloop uses, interrupts it.
+    rest = memoryview((json.dumps(value, ensure_ascii=False) + "\n").encode())
+    while rest:
+        rest = rest[sys.stdout.buffer.write(rest) :]
     sys.stdout.flush()
 
 
