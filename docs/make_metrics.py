@@ -44,7 +44,7 @@ def metrics_page() -> str:
     )
     parts.append(
         "## Labels\n\nNo label has values that somebody outside can make more of. With 600 symbols a worker has some "
-        "3,500\nseries, 3,000 of them `perpline_stream_age_seconds`.\n\n| label | values |\n|---|---|\n"
+        "500\nseries; what is known of each symbol is in `/status`.\n\n| label | values |\n|---|---|\n"
         + "\n".join(f"| `{name}` | {values} |" for name, values in LABELS.items())
         + "\n"
     )

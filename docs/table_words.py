@@ -131,7 +131,7 @@ COLUMNS: dict[str, str] = {
     "t_candle_recv": "Receipt of the closing frame, µs",
     "t_features": "Features made, µs",
     "t_predict": "Model asked, µs",
-    "t_commit": "Stored, µs",
+    "t_commit": "Handed to the database, µs; its transaction comes after it",
     "engine_ver": "Version of perpline",
     "seq": "Counts the decisions of slot and symbol from 1, without a gap",
     "p_long_raw": "Score of long before calibration",

@@ -24,6 +24,7 @@ def healthy() -> dict[str, Any]:
     symbol = {
         "last_candle": {"open_time": NOW - MINUTE, "close": 1.0, "source": "ws"},
         "last_decision": {"close_time": NOW, "status": "flat", "side": 0, "p": 0.5, "detail": ""},
+        "expected_after": NOW - 60 * MINUTE,
     }
     position = {"symbol": "BTCUSDT", "quantity": 0.5, "naked_ms": 0}
     mode = {"symbol": "", "mode": "paper", "until": None, "by": "me@here", "reason": "a test", "positions": "keep"}
@@ -36,6 +37,7 @@ def healthy() -> dict[str, Any]:
     }
     return {
         "ready": True,
+        "started_at": NOW - 60 * MINUTE,
         "now": NOW,
         "speed": 1.0,
         "role": "all",
@@ -66,7 +68,8 @@ def healthy() -> dict[str, Any]:
             "modes": [mode],
             "keys": True,
             "waiting_for_lease": [],
-            "accounts": {"paper": {"equity": 10_000.0, "positions": [position]}},
+            "accounts": {"paper": {"equity": 10_000.0, "day_equity": 10_000.0, "positions": [position]}},
+            "live_unattended": [],
             "live": {"user_stream": {"live": True, "last_error": ""}},
         },
     }
@@ -87,7 +90,13 @@ def changed(**changes: Any) -> dict[str, Any]:
 def facts(status: dict[str, Any] | None = None, *, now: int = NOW, **others: Any) -> Facts:
     """What is seen of one worker; None for a healthy one."""
     others.setdefault("workers", (Worker(port=9720, status=healthy() if status is None else status),))
-    known = {"database_error": "", "gaps": (), "close_to_signal_ms": (20.0,), "day_equity": {"paper": 10_000.0}}
+    known = {
+        "database_error": "",
+        "gaps": (),
+        "close_to_signal_ms": (20.0,),
+        "decided_until": NOW,
+        "live_unattended": (),
+    }
     return Facts(now_ms=now, **{**known, **others})
 
 

@@ -34,7 +34,9 @@ HEADERS = {
 
 
 def settings_in(folder: Path, **changes: object) -> Settings:
-    values = {"data_dir": str(folder), "dashboard_port": 0, "status_port": 1, **changes}
+    """At an exchange that is not there, whose time is that of the rows."""
+    there = {"binance_futures_ws_url": "ws://127.0.0.1:1", "binance_futures_rest_url": "http://127.0.0.1:1"}
+    values = {"data_dir": str(folder), "dashboard_port": 0, "status_port": 1, "network": "custom", **there, **changes}
     return load_settings(None, {"HOME": str(folder)}, values)
 
 
@@ -70,12 +72,15 @@ def position(position_id: str, **changes: object) -> tuple[Any, ...]:
 
 
 async def fill(folder: Path, url: str = "") -> None:
-    """Twelve minutes of two symbols, one of them with a hole, a close over REST and a signal; trades; notes."""
+    """Twelve minutes of two symbols, one of them with a hole, closes over REST and a signal; trades; notes."""
     store = open_store(url or f"sqlite:///{folder / 'perpline.db'}")
     await store.open()
     candles = [candle(symbol, T - n * MINUTE, 100.0 + n) for symbol in SYMBOLS for n in range(12, 0, -1)]
     candles = [each for each in candles if (each.symbol, each.open_time) != ("AUSDT", T - 4 * MINUTE)]
-    replaced = {("BUSDT", T - 3 * MINUTE): candle("BUSDT", T - 3 * MINUTE, source="rest")}
+    replaced = {
+        ("BUSDT", T - 3 * MINUTE): candle("BUSDT", T - 3 * MINUTE, source="rest", late_ms=3500),
+        ("BUSDT", T - 5 * MINUTE): candle("BUSDT", T - 5 * MINUTE, source="rest", late_ms=900),
+    }
     await store.add_rows(
         "candles_1m", [candle_row(replaced.get((each.symbol, each.open_time), each)) for each in candles]
     )
@@ -93,9 +98,12 @@ async def fill(folder: Path, url: str = "") -> None:
     await store.close_gap(gap, T, "rest")
     await store.open_gap("AUSDT", "candles_1m", T - 4 * MINUTE, T - 3 * MINUTE, "no process was alive", T)
     await store.add_rows("premium_index", [("AUSDT", T - MINUTE, 100.1, 100.2, 0.0001, T + MINUTE, 60, T, T)])
-    await store.add_rows("open_interest", [("AUSDT", T - MINUTE, 5.5, None, "spot_1m", T, 0)])
-    ratio = ("AUSDT", "taker", T - MINUTE, 1.5, None, None, T, T, 0)
-    await store.add_rows("long_short_ratio", [ratio])
+    interest = [("AUSDT", T - MINUTE, value, None, "spot_1m", T, revision) for revision, value in enumerate((9.0, 5.5))]
+    await store.add_rows("open_interest", interest)
+    ratios = [
+        ("AUSDT", "taker", T - MINUTE, value, None, None, T, T, revision) for revision, value in ((0, 7.0), (1, 1.5))
+    ]
+    await store.add_rows("long_short_ratio", ratios)
     await store.add_rows("revisions", [("AUSDT", "candles_1m", T - MINUTE, "close", "1", "2", "ws,rest", T)])
     await store.add_model(MODEL, T, "")
     await store.add_deployment("champion", MODEL, T - 60 * MINUTE, "ana", {MODEL: "champion"})
@@ -115,6 +123,14 @@ async def fill(folder: Path, url: str = "") -> None:
     await store.close()
     (folder / "models" / MODEL).mkdir(parents=True)
     (folder / "models" / MODEL / "report.html").write_text("<h1>how good it is</h1><script>alert(1)</script>")
+
+
+async def store_rows(folder: Path, rows: dict[str, list[tuple[Any, ...]]]) -> None:
+    """More rows of tables of trading."""
+    store = open_store(f"sqlite:///{folder / 'perpline.db'}")
+    await store.open()
+    await store.commit_trading(rows)
+    await store.close()
 
 
 @dataclass
@@ -176,11 +192,10 @@ class Served:
         ].startswith("sandbox;")
         return found
 
-    def post(self, path: str, body: bytes | dict[str, Any], **headers: str) -> Answer:
+    def post(self, path: str, body: bytes | dict[str, Any], *, host: str | None = None, **headers: str) -> Answer:
         """As our own page posts."""
-        return self.ask(
-            "POST", path, body, **{"X_Perpline_CSRF": self.csrf, "Content_Type": "application/json", **headers}
-        )
+        ours = {"X_Perpline_CSRF": self.csrf, "Content_Type": "application/json"}
+        return self.ask("POST", path, body, host=host, **{**ours, **headers})
 
 
 @contextmanager

@@ -94,7 +94,7 @@ class Finished:
 
 def command(*words: object) -> Finished:
     """`perpline WORDS…` in this process, as a person would type it. Not inside a running event loop."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True), io.StringIO()
     code = 0
     with redirect_stdout(out), redirect_stderr(err):
         try:
@@ -104,7 +104,7 @@ def command(*words: object) -> Finished:
         finally:
             structlog.reset_defaults()
             logging.basicConfig(force=True, handlers=[logging.NullHandler()])
-    return Finished(code, out.getvalue(), err.getvalue())
+    return Finished(code, out.buffer.getvalue().decode(), err.getvalue())
 
 
 class RunningWorker:

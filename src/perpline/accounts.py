@@ -39,6 +39,9 @@ log = structlog.get_logger("perpline.accounts")
 T = TypeVar("T")
 
 LOOK_AT_MODES_S = 1.0
+LOOK_AT_LIVE_S = 10.0
+LEASE_OLD_S = 30.0
+"""A lease that nobody renewed for so long, wall seconds, is nobody's; holders renew theirs each second."""
 LEAST_PAUSE_S = 0.2
 """Between the first reason to compare the books and the comparison, wall seconds."""
 RECONCILE_AGAIN_S = 30.0
@@ -72,6 +75,8 @@ class Accounts:
         self.modes = Modes(store, clock.exchange_now_ms, changed=self._mode_changed)
         self.traders: dict[Account, Trader] = {}
         """Those that trade now: their lease is ours, and what the tables say of them has been read."""
+        self.live_unattended: list[str] = []
+        """Symbols of live positions that are open by the tables, and nobody trades the account."""
         self.live: _LiveAccount | None = None
         self.waiting_for_lease: set[Account] = set()
         self._settings = settings
@@ -119,6 +124,7 @@ class Accounts:
         await self._first_look()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._look_at_modes(), name="modes")
+            group.create_task(self._look_at_live(), name="live positions")
             group.create_task(self._trade("paper", self._run_paper), name="paper account")
             if self._credentials is not None:
                 group.create_task(self._trade("live", self._run_live), name="live account")
@@ -155,6 +161,7 @@ class Accounts:
             "waiting_for_lease": sorted(self.waiting_for_lease),
             "accounts": {account: trader.status() for account, trader in self.traders.items()},
             "live": None if self.live is None else self.live.status(),
+            "live_unattended": [] if "live" in self.traders else self.live_unattended,
         }
 
     # ---- modes
@@ -185,6 +192,18 @@ class Accounts:
             return False
         self._modes_unread = False
         return True
+
+    async def _look_at_live(self) -> None:
+        """Whether somebody looks after what the live account holds by the tables, where we do not; for ever."""
+        while True:
+            if "live" not in self.traders:
+                try:
+                    self.live_unattended = await unattended_live(
+                        self._store, self._clock.exchange_now_ms(), self._clock.speed
+                    )
+                except Unavailable:
+                    pass  # what is away is told of by those who write
+            await self._clock.sleep_wall(LOOK_AT_LIVE_S)
 
     def _mode_changed(self, change: Change) -> None:
         log.warning(
@@ -546,6 +565,18 @@ class _LiveAccount:
         if not margin.isolated or margin.leverage != leverage:
             kind = "isolated" if margin.isolated else "cross"
             raise Refused(f"{symbol} has {kind} margin with leverage {margin.leverage}, not isolated with {leverage}")
+
+
+async def unattended_live(store: Store, now: int, speed: float) -> list[str]:
+    """The symbols of the live positions that are open by the tables, where no process renews the lease of a live
+    account: none looks after them. `now` is the market's time. Raises Unavailable."""
+    since = now - round(LEASE_OLD_S * 1000 * speed)
+    held = f"SELECT 1 FROM leases WHERE name LIKE 'trader:live:%' AND owner <> '' AND until > {since}"
+    query = (
+        "SELECT DISTINCT symbol FROM positions WHERE account = 'live' AND status <> 'closed' "
+        f"AND NOT EXISTS ({held}) ORDER BY symbol"
+    )
+    return [symbol for (symbol,) in await store.select(query)]
 
 
 async def _patiently(clock: Clock, ask: Callable[[], Awaitable[T]]) -> T:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import structlog
@@ -78,6 +78,8 @@ if TYPE_CHECKING:  # they bring Redis, which costs a third of a second
     from perpline.bus.feature_stream import FeatureStream
     from perpline.signals.sending import FeatureSender
 
+A = TypeVar("A")
+
 log = structlog.get_logger("perpline.bootstrap")
 
 FUTURE_TOLERANCE_MS = 5 * MINUTE_MS
@@ -95,6 +97,8 @@ LEAST_LOOKBACK_MIN = VOLATILITY_MIN + 1
 FIRST_ANSWER_S = 20.0
 """How long a command that asks much waits for the exchange's very first answer, wall seconds."""
 TELL_EVERY_S = 4.0
+LONGEST_TURN_S = 60.0
+"""A start waits so long for its first requests' turn, market seconds: until the minute's request weight is new."""
 
 SPOOLS = 9
 """Processes that may have a spool in one data folder."""
@@ -149,6 +153,20 @@ def open_store(url: str, *, read_only: bool = False) -> Store:
             raise NeedsPerson("PostgreSQL needs one more package: pip install 'perpline[postgres]'") from None
         return PostgresStore(url, read_only=read_only)
     raise NeedsPerson("a database is named as sqlite:///path/file.db or postgresql://user@host/database")
+
+
+async def open_current(url: str) -> Store:
+    """The store of a database URL, opened to be written to by a process beside the worker's.
+
+    Raises NeedsPerson where it has an older schema: only a worker's start and `perpline db migrate` change that, so
+    that no table changes under a worker that runs. Raises what `open_store` and `Store.open` raise.
+    """
+    looking = open_store(url, read_only=True)
+    await looking.open()
+    await looking.close()
+    store = open_store(url)
+    await store.open()
+    return store
 
 
 def open_bus(url: str) -> Bus:
@@ -467,8 +485,9 @@ async def opened_parts(settings: Settings, rng: random.Random) -> AsyncIterator[
     spools: list[Spool] = []
     try:
         await store.open()
-        now = clock.exchange_now_ms()
-        followed = await followed_instruments(settings, rest, store, now)
+        followed = await _in_the_next_minute(
+            clock, lambda: followed_instruments(settings, rest, store, clock.exchange_now_ms())
+        )
         await measure_offset(clock, rest)
         await bus.open()
         loader = ModelLoader(store, clock, settings.models_dir, settings.slot, book_minutes=settings.book_minutes)
@@ -508,6 +527,22 @@ async def opened_parts(settings: Settings, rng: random.Random) -> AsyncIterator[
         await bus.close()
         await store.close()
         await rest.close()
+
+
+async def _in_the_next_minute(clock: Clock, ask: Callable[[], Awaitable[A]]) -> A:
+    """What `ask` returns; asked once more where the request weight of this minute is used up.
+
+    The process before this one may have used it, loading windows. Only a start waits: it would end over it.
+    """
+    try:
+        return await ask()
+    except Unavailable as error:
+        if error.retry_after_s is None or error.retry_after_s > LONGEST_TURN_S:
+            raise
+        wait_s = error.retry_after_s
+        log.warning("start_waits", reason=str(error), wait_s=round(wait_s, 1), action="start")
+    await clock.sleep(wait_s)
+    return await ask()
 
 
 def lease_name(settings: Settings) -> str:

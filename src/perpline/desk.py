@@ -7,9 +7,9 @@ import asyncio
 import os
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -18,7 +18,7 @@ from perpline.accounts import Accounts
 from perpline.bootstrap import make_clock, make_rest, measure_offset, open_store
 from perpline.common.clock import Clock
 from perpline.common.config import Settings
-from perpline.common.errors import Malformed, NeedsPerson, Refused, Unavailable
+from perpline.common.errors import Malformed, NeedsPerson, PerplineError, Refused, Unavailable
 from perpline.domain.market import BookTicker, MarkPrice
 from perpline.domain.order import Account
 from perpline.exchange.binance import endpoints
@@ -39,6 +39,10 @@ FOREVER = "forever"
 PAPER_WITHIN_S = 20.0
 PRICES_EVERY_S = 1.0
 """So often prices are asked for while another process still has the paper account."""
+MODE_STAYS = "so the mode is not set to off, and a worker that runs may open positions again: stop it"
+WITHIN_S = 10.0
+"""What closing real positions can do without has so long to answer."""
+T = TypeVar("T")
 _UNITS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -90,7 +94,7 @@ def mode_change(
 
 
 async def change_mode(store: Store, settings: Settings, change: ModeChange) -> list[ModeRow]:
-    """Store the change and have the worker look; returns its rows.
+    """Store the change and have the worker look; returns the rows that it is.
 
     Raises NeedsPerson where live trading must not begin, or where nobody would trade.
     """
@@ -99,7 +103,7 @@ async def change_mode(store: Store, settings: Settings, change: ModeChange) -> l
     now = market_now(await running_status(settings))
     if change.mode != Mode.OFF:
         await check_role(store, settings, now)
-    await set_mode(
+    rows = await set_mode(
         store,
         change.symbols,
         change.mode,
@@ -111,7 +115,7 @@ async def change_mode(store: Store, settings: Settings, change: ModeChange) -> l
         slot=settings.slot,
     )
     await wake_worker(settings)
-    return (await mode_rows(store))[-max(1, len(change.symbols)) :]
+    return rows
 
 
 async def check_live(store: Store, settings: Settings, confirm: bool) -> None:
@@ -150,8 +154,9 @@ async def flatten(
     """Set the mode to off and close what is open in these symbols, or in all; what was done, a `Flattened` each.
 
     `account` None means both where there are keys, else paper. `tell` is called with lines for a person meanwhile.
-    Raises NeedsPerson, and changes nothing, where the account cannot be reached at all, and where None would leave the
-    live account open.
+    Closing the live account waits for no database: what it does not take is told. Raises NeedsPerson, and changes
+    nothing, where there are no keys for the account and where None would leave the live account open; PerplineError
+    where the account cannot be reached: the mode is off then.
     """
     credentials = load_credentials(settings, os.environ)
     wanted = account or ("both" if credentials is not None else "paper")
@@ -169,7 +174,7 @@ async def flatten(
         if store is not None:
             if account is None and credentials is None:
                 await _check_no_live(store, symbols, clock.exchange_now_ms())
-            await set_mode(
+            setting = set_mode(
                 store,
                 symbols,
                 Mode.OFF,
@@ -180,13 +185,25 @@ async def flatten(
                 until=None,
                 slot=settings.slot,
             )
+            if wanted == "paper":
+                await setting
+            elif not await _or_without(setting, None, tell, f"without the database, {MODE_STAYS}"):
+                store = None
             await wake_worker(settings)
         if wanted in ("live", "both"):
             assert credentials is not None
             found = await _flatten_live(settings, clock, rest, credentials, store, symbols, tell)
             done += [{"account": "live", **msgspec.to_builtins(each)} for each in found]
-        if wanted in ("paper", "both") and store is not None:
-            found = await _flatten_paper(settings, clock, rest, store, symbols)
+        if wanted in ("paper", "both"):
+            try:
+                if store is None:
+                    raise Unavailable("it is in the database, which is away")
+                found = await _flatten_paper(settings, clock, rest, store, symbols)
+            except PerplineError as error:
+                if wanted == "paper":
+                    raise
+                # What was done for real money is told all the same.
+                found = [Flattened(symbol=each, left="?", error=str(error)) for each in symbols or ["all"]]
             done += [{"account": "paper", **msgspec.to_builtins(each)} for each in found]
     return done
 
@@ -209,10 +226,22 @@ async def _store_or_none(settings: Settings, stack: AsyncExitStack, tell: Callab
     try:
         await store.open()
     except (Unavailable, NeedsPerson) as error:
-        tell(f"without the database: {error}")
+        tell(f"without the database, {MODE_STAYS}: {error}")
         return None
     stack.push_async_callback(store.close)
     return store
+
+
+async def _or_without(work: Awaitable[T], otherwise: T, tell: Callable[[str], None], without: str) -> T:
+    """What this gives; `otherwise`, which is told, where it fails or takes too long."""
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            return await work
+    except TimeoutError:
+        tell(f"{without}: no answer within {WITHIN_S:g} s")
+    except PerplineError as error:
+        tell(f"{without}: {error}")
+    return otherwise
 
 
 async def _check_no_live(store: Store, symbols: Sequence[str], now: int) -> None:
@@ -252,18 +281,19 @@ async def _flatten_live(
         spot_url=endpoints.spot_rest_url(ws_url, rest_url),
     )
     try:
-        run = int(clock.wall_s()) if store is None else await store.next_number("run:live")
-        known: dict[str, str] = {}
+        run, known = int(clock.wall_s()), dict[str, str]()
         if store is not None:
-            for row in await store.trading_rows("positions", {"account": "live"}):
+            run = await _or_without(store.next_number("run:live"), run, tell, "without a number of the database")
+            held = store.trading_rows("positions", {"account": "live"})
+            for row in await _or_without(held, [], tell, "without the positions of the database"):
                 values = TRADING_TABLES["positions"].named(row)
                 if values["status"] != "closed":
                     known[values["symbol"]] = values["position_id"]
-        instruments = {each.symbol: each for each in await rest.instruments()}
+        listed = await _or_without(rest.instruments(), [], tell, "without the rules of the symbols")
         return await flatten_live(
             trading,
             clock,
-            instruments,
+            {each.symbol: each for each in listed},
             run=run,
             symbols=symbols,
             known=known,

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
 
@@ -41,6 +42,7 @@ class Endpoint:
     `status()` returns plain JSON values, `trouble()` what is wrong in words (empty: nothing), `metrics()` the text that
     Prometheus reads. `control()` only says that there is something new in the tables: no request changes anything.
     `standing_by()` names the process that leads while this one waits, which is no trouble; empty otherwise.
+    `symbol_status(symbol)` is what `status()` has of one symbol alone, for /status?symbol=….
     `tell` serves each of the WebSockets on /events, of which there are at most `MOST_LISTENERS`.
     """
 
@@ -54,6 +56,7 @@ class Endpoint:
         metrics: Callable[[], bytes],
         control: Callable[[], None] = lambda: None,
         standing_by: Callable[[], str] = lambda: "",
+        symbol_status: Callable[[str], dict[str, Any]] | None = None,
         tell: Tell | None = None,
     ) -> None:
         self.port = port
@@ -63,6 +66,7 @@ class Endpoint:
         self._metrics = metrics
         self._control = control
         self._standing_by = standing_by
+        self._symbol_status = symbol_status
         self._tell = tell
         self._listeners: set[web.WebSocketResponse] = set()
         self._token = secrets.token_urlsafe(24)
@@ -151,7 +155,10 @@ class Endpoint:
         return web.json_response({"ok": True, "standing_by": leader} if leader else {"ok": True})
 
     async def _get_status(self, request: web.Request) -> web.Response:
-        return web.json_response(self._status())
+        symbol = request.query.get("symbol")
+        if symbol is not None and self._symbol_status is not None:
+            return web.json_response(self._symbol_status(symbol))
+        return web.Response(body=msgspec.json.encode(self._status()), content_type="application/json")
 
     async def _post_control(self, request: web.Request) -> web.Response:
         self._control()

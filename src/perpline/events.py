@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -46,8 +46,10 @@ def worker_feed(
     heard: Callable[[str, str], float | None],
     state: Callable[[], dict[str, Any]],
     logs: LogRing | None,
+    silent: Callable[[], Iterable[tuple[str, str]]] = tuple,
 ) -> "EventFeed":
-    """The feed of a worker with these parts; `state()` is its status without the symbols."""
+    """The feed of a worker with these parts; `state()` is its status without the symbols, `silent()` names (symbol,
+    kind) of what should speak and does not."""
     clock, settings = parts.clock, parts.settings
 
     def row(symbol: str) -> MarketRow:
@@ -65,7 +67,7 @@ def worker_feed(
 
     def stale() -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for symbol, kind in () if streams is None else streams.silent():
+        for symbol, kind in silent():
             found.setdefault(symbol, []).append(kind)
         return found
 

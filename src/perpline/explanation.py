@@ -20,42 +20,41 @@ from perpline.trading.books import read
 SHOWN_CANDLES = 5
 
 
-async def explain_facts(settings: Settings, symbol: str, t: int, slot: str) -> dict[str, Any]:
+class NoRow(NeedsPerson):
+    """Nobody decided this minute."""
+
+
+async def explain_facts(
+    store: Store, models_dir: Path, symbol: str, t: int, slot: str, speed: float = 1.0
+) -> dict[str, Any]:
     """Everything about the decision of this slot on this symbol at T (ms): plain values, None for what is not there.
 
-    Raises NeedsPerson where there is none, ValueError for a name that can be none.
+    `speed` is that of the market it was made in. Raises NoRow where there is none, ValueError for a name that can be
+    none.
     """
     if not re.fullmatch(r"\w{1,40}", symbol) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,31}", slot):
         raise ValueError("these are no names")
-    store = open_store(settings.database_url.get_secret_value(), read_only=True)
-    await store.open()
-    try:
-        where = f"symbol = '{symbol}' AND close_time = {t} AND slot = '{slot}'"
-        decision = await _row(store, "signals", (*Decision.__struct_fields__, "seq", "t_commit"), where)
-        prediction = await _row(store, "predictions", Prediction.__struct_fields__, where)
-        if decision is None and prediction is None:
-            raise NeedsPerson(f"there is no decision of {slot} about {symbol} at {utc_text(t)}")
-        model_id = (decision or prediction or {})["model_id"]
-        manifest, problem = _manifest(settings.models_dir, model_id)
-        lookback = max((feature.lookback_min or 1 for feature in manifest.features), default=1) if manifest else 1441
-        candles = await store.candles("1m", symbol, t - lookback * MINUTE_MS, t)
-        outbox = await _row(
-            store, "outbox", ("id", "payload", "valid_until", "published_at"), f"{where} AND kind = 'signal'"
-        )
-        traded = outcome = None
-        if decision is not None:
-            traded = await _traded(store, decision["signal_id"])
-            outcome = next(iter(await read(store, "signal_outcomes", signal_id=decision["signal_id"])), None)
-        gaps = [
-            gap
-            for gap in await store.gaps()
-            if gap.symbol == symbol
-            and gap.series == "candles_1m"
-            and gap.from_time < t
-            and gap.to_time > t - lookback * MINUTE_MS
-        ]
-    finally:
-        await store.close()
+    where = f"symbol = '{symbol}' AND close_time = {t} AND slot = '{slot}'"
+    decision = await _row(store, "signals", (*Decision.__struct_fields__, "seq", "t_commit"), where)
+    prediction = await _row(store, "predictions", Prediction.__struct_fields__, where)
+    if decision is None and prediction is None:
+        raise NoRow(f"there is no decision of {slot} about {symbol} at {utc_text(t)}")
+    model_id = (decision or prediction or {})["model_id"]
+    manifest, problem = _manifest(models_dir, model_id)
+    lookback = max((feature.lookback_min or 1 for feature in manifest.features), default=1) if manifest else 1441
+    start = t - lookback * MINUTE_MS
+    candles = await store.candles("1m", symbol, start, t)
+    outbox = await _row(
+        store, "outbox", ("id", "payload", "valid_until", "published_at"), f"{where} AND kind = 'signal'"
+    )
+    traded = outcome = None
+    if decision is not None:
+        traded = await _traded(store, decision["signal_id"])
+        outcome = next(iter(await read(store, "signal_outcomes", signal_id=decision["signal_id"])), None)
+    gaps = await store.select(
+        "SELECT from_time, to_time, cause, repaired_by FROM gaps WHERE series = 'candles_1m' "
+        f"AND symbol = '{symbol}' AND from_time < {t} AND to_time > {start} ORDER BY id"
+    )
     vector = _vector(prediction, manifest)
     return {
         "symbol": symbol,
@@ -82,8 +81,8 @@ async def explain_facts(settings: Settings, symbol: str, t: int, slot: str) -> d
             "synthetic": sum(candle.synthetic for candle in candles),
             "sources": sorted({candle.source for candle in candles}),
             "gaps": [
-                {"from": gap.from_time, "to": gap.to_time, "cause": gap.cause, "repaired_by": gap.repaired_by}
-                for gap in gaps
+                {"from": begin, "to": end, "cause": cause, "repaired_by": repaired_by}
+                for begin, end, cause, repaired_by in gaps
             ],
             "last": [
                 {
@@ -99,11 +98,21 @@ async def explain_facts(settings: Settings, symbol: str, t: int, slot: str) -> d
                 for candle in candles[-SHOWN_CANDLES:]
             ],
         },
-        "latency_ms": None if decision is None else _latency(decision, outbox),
+        "latency_ms": None if decision is None else _latency(decision, outbox, speed),
         "outbox": outbox,
         "trading": traded,
         "outcome": outcome,
     }
+
+
+async def explain_stored(settings: Settings, symbol: str, t: int, slot: str) -> dict[str, Any]:
+    """The same from the database of these settings, opened for it and closed again."""
+    store = open_store(settings.database_url.get_secret_value(), read_only=True)
+    await store.open()
+    try:
+        return await explain_facts(store, settings.models_dir, symbol, t, slot, settings.clock_speed)
+    finally:
+        await store.close()
 
 
 async def _traded(store: Store, signal_id: str) -> dict[str, list[dict[str, Any]]]:
@@ -159,15 +168,15 @@ def _vector(prediction: dict[str, Any] | None, manifest: Manifest | None) -> lis
     return entries
 
 
-def _latency(decision: dict[str, Any], outbox: dict[str, Any] | None) -> dict[str, float | None]:
-    """Milliseconds of our clock from one stage to the next; None where a stage was not reached."""
+def _latency(decision: dict[str, Any], outbox: dict[str, Any] | None, speed: float) -> dict[str, float | None]:
+    """Wall milliseconds from one stage to the next; None where a stage was not reached.
+
+    t_commit is when the database was handed the decision: what it took itself is in `published`.
+    """
     stages = [decision[name] or None for name in ("t_candle_recv", "t_features", "t_predict", "t_commit")]
-    names = ("features", "predict", "commit")
-    steps = zip(names, stages, stages[1:], strict=False)
-    took = {name: None if a is None or b is None else round((b - a) / 1000, 3) for name, a, b in steps}
-    published = outbox and outbox["published_at"]
-    took["marked_published"] = None if not published or stages[3] is None else round(published - stages[3] / 1000, 3)
-    return took
+    stages.append(outbox["published_at"] * 1000 if outbox and outbox["published_at"] else None)
+    steps = zip(("features", "predict", "decide", "published"), stages, stages[1:], strict=False)
+    return {name: None if a is None or b is None else round((b - a) / 1000 / speed, 3) for name, a, b in steps}
 
 
 def _number(value: float) -> float | None:

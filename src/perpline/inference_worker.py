@@ -129,6 +129,7 @@ class InferenceWorker:
             tell=feed.tell,
         )
         self._started_s = clock.wall_s()
+        self._started_at = clock.exchange_now_ms()
         self._to_be_traded = ""
 
     async def prepare(self, publisher: Publisher) -> None:
@@ -247,6 +248,7 @@ class InferenceWorker:
             "version": __version__,
             "ready": self.ready_at is not None,
             "ready_at": self.ready_at,
+            "started_at": self._started_at,
             "trouble": self.trouble(),
             "slot": self._settings.slot,
             "model": None if engine.model is None else engine.model.model_id,

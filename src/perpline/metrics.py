@@ -22,7 +22,7 @@ Sample = tuple[Labels, float | int | None]
 Read = Callable[[Status], Iterable[Sample]]
 
 LATE_MS = 3 * MINUTE_MS
-"""A symbol whose last decision is older misses at least one minute."""
+"""A symbol whose last decision is older misses at least one: minutes are decided within 30 s."""
 QUANTILES = (("0.5", "p50"), ("0.99", "p99"))
 MODES = ("off", "paper", "live")
 
@@ -40,7 +40,7 @@ class Metric(Struct, frozen=True):
 LABELS = {
     "account": "`paper`, `live`",
     "column": "the columns of the model in force, at most some hundred",
-    "connection": "the market connections: one for each 200 streams and lane",
+    "connection": "the market connections: one for each 200 streams and lane; `REST` for a worker that is fed by it",
     "kind": "the kinds of messages, some ten",
     "mode": "`off`, `paper`, `live`",
     "model": "the id of the model in force, one for each slot",
@@ -56,7 +56,7 @@ LABELS = {
     "stage": "the stages from the close to the signal, seven",
     "status": "the statuses of a decision, ten",
     "stream": "the five streams of a symbol",
-    "symbol": "the symbols that are followed, and for modes `all`",
+    "symbol": "`all`, and the symbols that have a mode of their own",
     "table": "the tables that rows are gathered for, some fifteen",
     "version": "the version that runs, one",
 }
@@ -71,6 +71,48 @@ PROCESS = {
     "process_max_fds": "How many may be open",
 }
 """What the client library tells of the process itself, on Linux."""
+
+
+# ---- what a status says, for those who judge it too
+
+
+def leads(status: Status) -> bool:
+    """Whether this process is the one that decides."""
+    leadership = status.get("leadership")
+    return leadership is None or bool(leadership["leads"])
+
+
+def database_trouble(status: Status) -> str:
+    """Why a worker has no database; empty where it has one."""
+    spool, lease = status.get("spool"), status.get("leadership") or status.get("lease")
+    if spool is not None and spool["decisions"] is not None and spool["decisions"]["last_error"]:
+        return f"decisions wait in the spool: {spool['decisions']['last_error']}"
+    if spool is not None and spool["records"]:
+        return f"{spool['records']} batches wait in the spool, the oldest for {spool['oldest_s'] or 0:,.0f} s"
+    if lease is not None and lease["holds"] and not lease["leads"]:
+        return "the leader cannot renew its lease"
+    return ""
+
+
+def undecided(status: Status) -> dict[str, int | None]:
+    """The symbols that miss a decision: by symbol T of the last one, None where this process never made one.
+
+    Of the first one a process has as long as of the next; a contract that is halted may have none.
+    """
+    found: dict[str, int | None] = {}
+    halted = (status.get("universe") or {}).get("not_trading", ())
+    for symbol, entry in status["symbols"].items():
+        decision, since = entry["last_decision"], None
+        if decision is not None:
+            since = decision["close_time"]
+        elif symbol not in halted and entry.get("expected_after") is not None:
+            since = max(entry["expected_after"], status.get("started_at", status["now"]))
+        if since is not None and status["now"] - since > LATE_MS:
+            found[symbol] = None if decision is None else since
+    return found
+
+
+# ---- the text
 
 
 def metrics(status: Status) -> bytes:
@@ -195,15 +237,20 @@ def _build(status: Status) -> Iterator[Sample]:
 
 
 def _ages(status: Status) -> Iterator[Sample]:
-    for symbol, entry in status.get("symbols", {}).items():
+    oldest: dict[str, float] = {}
+    for entry in status.get("symbols", {}).values():
         for stream, seconds in entry["ages_s"].items():
-            yield (symbol, stream), seconds
+            if seconds is not None and seconds > oldest.get(stream, -1.0):
+                oldest[stream] = seconds
+    yield from (((stream,), seconds) for stream, seconds in oldest.items())
 
 
 def _stale(status: Status) -> Iterator[Sample]:
     silent = _look(status, ("streams", "stale"))
     for each in status.get("connections", ()) if silent is not None else ():
         yield (each["name"],), len(silent.get(each["name"], ()))
+    if (untold := _look(status, ("rest_feed", "stale"))) is not None:
+        yield ("REST",), len(untold.get("REST", ()))
 
 
 def _symbols(status: Status) -> Iterator[Sample]:
@@ -214,8 +261,7 @@ def _symbols(status: Status) -> Iterator[Sample]:
 def _symbols_late(status: Status) -> Iterator[Sample]:
     if "symbols" not in status or not leads(status) or status.get("role") == "collector":
         return
-    times = [each["last_decision"]["close_time"] for each in status["symbols"].values() if each["last_decision"]]
-    yield (), sum(status["now"] - close_time > LATE_MS for close_time in times)
+    yield (), len(undecided(status))
 
 
 def _decided_until(status: Status) -> Iterator[Sample]:
@@ -237,11 +283,8 @@ def _counted(*path: str) -> Read:
 
 
 def _database_away(status: Status) -> Iterator[Sample]:
-    spool, lease = status.get("spool"), status.get("leadership") or status.get("lease")
-    if spool is None and lease is None:
-        return
-    kept = spool is not None and bool((spool["decisions"] or {}).get("last_error") or spool["records"])
-    yield (), kept or (lease is not None and lease["holds"] and not lease["leads"])
+    if status.get("spool") or status.get("leadership") or status.get("lease"):
+        yield (), bool(database_trouble(status))
 
 
 def _blocked(status: Status) -> Iterator[Sample]:
@@ -316,6 +359,11 @@ def _daily_loss(each: dict[str, Any]) -> float | None:
     return None if not begun or now is None else (begun - now) / begun
 
 
+def _unattended(status: Status) -> Iterator[Sample]:
+    if (found := _look(status, ("trading", "live_unattended"))) is not None:
+        yield (), len(found)
+
+
 def _unprotected(each: dict[str, Any]) -> int:
     return sum(not row["protected"] for row in each["positions"])
 
@@ -345,12 +393,6 @@ def _unknown_fields(status: Status) -> Iterator[Sample]:
 
 def _published_at(status: Status) -> Iterator[Sample]:
     yield (), _seconds(_look(status, ("outbox", "last_published_ms")))
-
-
-def leads(status: Status) -> bool:
-    """Whether this process is the one that decides."""
-    leadership = status.get("leadership")
-    return leadership is None or bool(leadership["leads"])
 
 
 # ---- the table
@@ -483,7 +525,13 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "perpline_stale_healed_total", "counter", "Stale streams that spoke again", _at("streams", "stale_healed")
         ),
-        Metric("perpline_stream_age_seconds", "gauge", "Seconds since a stream was heard", _ages, ("symbol", "stream")),
+        Metric(
+            "perpline_stream_age_seconds",
+            "gauge",
+            "Seconds since a stream was heard, of the symbol that was heard longest ago; /status has each",
+            _ages,
+            ("stream",),
+        ),
     ),
     "Symbols": (
         Metric(
@@ -558,7 +606,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
         Metric(
             "perpline_symbols_late",
             "gauge",
-            "Symbols whose last decision is more than three minutes old, of the process that leads",
+            "Symbols whose last decision is more than three minutes old, or never came, of the process that leads",
             _symbols_late,
         ),
         Metric(
@@ -868,6 +916,12 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
             "Of these, positions without a confirmed stop",
             _accounts(_unprotected),
             ("account",),
+        ),
+        Metric(
+            "perpline_live_unattended_symbols",
+            "gauge",
+            "Symbols of open live positions that no process looks after",
+            _unattended,
         ),
         Metric(
             "perpline_naked_seconds",

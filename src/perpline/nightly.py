@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,14 +45,11 @@ class NightlyParity:
 
     async def run(self) -> None:
         """Compare each day when its time has come, until cancelled."""
-        at_ms = self._settings.parity_at_ms
-        while at_ms is not None:
-            now = self._clock.exchange_now_ms()
-            due = now - now % DAY_MS + at_ms
-            due += DAY_MS if due <= now else 0
-            await self._clock.sleep((due - now) / 1000)
+        if (at_ms := self._settings.parity_at_ms) is None:
+            return
+        async for due in _each(DAY_MS, at_ms, self._clock):
             date = datetime.fromtimestamp((due - DAY_MS) / 1000, UTC).strftime("%Y-%m-%d")
-            found = await self._parity(date)
+            found = await _command(self._settings, PARITY_TIMEOUT_S, "parity", "--date", date)
             self.last = {"date": date, "ran_at": self._clock.exchange_now_ms(), **found}
             if found.get("ok"):
                 log.info("parity_compared", date=date, cells=found["cells"], action="parity")
@@ -68,9 +66,6 @@ class NightlyParity:
                     action="parity",
                 )
 
-    async def _parity(self, date: str) -> dict[str, Any]:
-        return await _command(self._settings, PARITY_TIMEOUT_S, "parity", "--date", date)
-
 
 class NightlyArchive:
     """Runs at 00:40 UTC of market time where `retention_days` is set; never where it is 0."""
@@ -86,11 +81,9 @@ class NightlyArchive:
 
     async def run(self) -> None:
         """Archive each night, until cancelled."""
-        while self._settings.retention_days:
-            now = self._clock.exchange_now_ms()
-            due = now - now % DAY_MS + ARCHIVE_AT_MS
-            due += DAY_MS if due <= now else 0
-            await self._clock.sleep((due - now) / 1000)
+        if not self._settings.retention_days:
+            return
+        async for _ in _each(DAY_MS, ARCHIVE_AT_MS, self._clock):
             found = await _command(self._settings, ARCHIVE_TIMEOUT_S, "archive")
             self.last = {"ran_at": self._clock.exchange_now_ms(), **_archived(found)}
             if "error" in self.last:
@@ -118,11 +111,7 @@ class HourlyOutcomes:
 
     async def run(self) -> None:
         """Store what became of signals each hour, until cancelled."""
-        while True:
-            now = self._clock.exchange_now_ms()
-            due = now - now % HOUR_MS + OUTCOMES_AT_MS
-            due += HOUR_MS if due <= now else 0
-            await self._clock.sleep((due - now) / 1000)
+        async for _ in _each(HOUR_MS, OUTCOMES_AT_MS, self._clock):
             found = await _command(self._settings, OUTCOMES_TIMEOUT_S, "outcomes")
             self.last = {"ran_at": self._clock.exchange_now_ms(), **found}
             if "error" in found:
@@ -130,6 +119,17 @@ class HourlyOutcomes:
             elif found["stored"]:
                 log.info("outcomes_stored", signals=found["stored"], action="outcomes")
             await self._clock.sleep_wall(OUTCOMES_APART_S)
+
+
+async def _each(period_ms: int, at_ms: int, clock: Clock) -> AsyncIterator[int]:
+    """Each instant at which something is due, `at_ms` into each period, when it has come; one that passes meanwhile is
+    left out. For ever."""
+    while True:
+        now = clock.exchange_now_ms()
+        due = now - now % period_ms + at_ms
+        due += period_ms if due <= now else 0
+        await clock.sleep((due - now) / 1000)
+        yield due
 
 
 def _archived(found: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from perpline.bootstrap import make_rest_feed, opened_parts
+from perpline.collector.rest_feed import KINDS
 from perpline.common.config import Settings
 from perpline.common.telemetry import LogRing
 from perpline.worker import Worker
@@ -24,9 +25,8 @@ async def run_rest(
         parts.on_forget.append(feed.forget)
 
         def waiting_for() -> list[str]:
-            kinds = ("kline_1m", "markPrice@1s", "bookTicker")
             return [
-                f"{symbol} {kind}" for symbol in parts.symbols for kind in kinds if (symbol, kind) not in feed.heard_at
+                f"{symbol} {kind}" for symbol in parts.symbols for kind in KINDS if (symbol, kind) not in feed.heard_at
             ]
 
         worker = Worker(
@@ -36,6 +36,7 @@ async def run_rest(
             heard=lambda symbol, kind: feed.heard_at.get((symbol, kind)),
             waiting_for=waiting_for,
             on_ready=on_ready,
+            rest_feed=feed,
             logs=logs,
         )
         return await worker.run(stop)

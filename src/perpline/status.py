@@ -1,12 +1,13 @@
 """What a worker says of itself: the facts of /status, and what counts as trouble."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
 from perpline import __version__
 from perpline.bootstrap import Parts
+from perpline.collector.rest_feed import RestFeed
 from perpline.collector.rest_poller import RestPoller
 from perpline.exchange.binance.weight import WeightLedger
 from perpline.websocket.connection import Connection
@@ -18,7 +19,7 @@ Heard = Callable[[str, str], float | None]
 
 
 def parts_status(
-    parts: Parts, streams: MarketStreams | None, poller: RestPoller, weight: WeightLedger
+    parts: Parts, streams: MarketStreams | None, rest_feed: RestFeed | None, poller: RestPoller, weight: WeightLedger
 ) -> dict[str, Any]:
     """Everything about a worker that a person or a program may want to know but its symbols, as plain JSON values.
 
@@ -42,6 +43,7 @@ def parts_status(
         },
         "connections": [_connection(each, clock.wall_s()) for each in (streams.connections if streams else ())],
         "streams": None if streams is None else streams.facts(),
+        "rest_feed": None if rest_feed is None else rest_feed.facts(),
         "messages": {
             "total": router.total,
             "routed": router.routed,
@@ -87,11 +89,11 @@ def parts_status(
     }
 
 
-def symbols_status(parts: Parts, heard: Heard) -> dict[str, Any]:
-    """One entry a symbol: newest prices, last candle, last decision, age of each stream."""
+def symbols_status(parts: Parts, heard: Heard, symbols: Iterable[str]) -> dict[str, Any]:
+    """One entry for each of these symbols: newest prices, last candle, last decision, age of each stream."""
     now_s = parts.clock.wall_s()
     table = {}
-    for symbol in parts.symbols:
+    for symbol in symbols:
         book, mark = parts.books.get(symbol), parts.marks.latest.get(symbol)
         candle, decision = parts.klines.last_closed["1m"].get(symbol), parts.engine.last_decision.get(symbol)
         ages = {}
@@ -122,6 +124,7 @@ def symbols_status(parts: Parts, heard: Heard) -> dict[str, Any]:
             }
             if decision
             else None,
+            "expected_after": parts.engine.expected.get(symbol),
             "ages_s": ages,
         }
     return table
@@ -139,11 +142,11 @@ def _spool_status(parts: Parts) -> dict[str, Any] | None:
     return {**msgspec.to_builtins(facts), "oldest_s": age_s, "decisions": decisions}
 
 
-def trouble(parts: Parts, streams: MarketStreams | None, ready: bool) -> list[str]:
+def trouble(parts: Parts, source: MarketStreams | RestFeed | None, ready: bool) -> list[str]:
     """What is wrong, in words; empty where nothing is."""
     found = [] if ready else ["not ready yet: waiting for the first data of every stream"]
-    if streams is not None:
-        found += streams.trouble()
+    if source is not None:
+        found += source.trouble()
     if parts.buffer.last_error:
         found.append(f"rows wait for the database: {parts.buffer.last_error}")
     if parts.journal is not None and (journal_error := parts.journal.statistics().last_error):
@@ -162,7 +165,7 @@ def trouble(parts: Parts, streams: MarketStreams | None, ready: bool) -> list[st
 
 
 def trading_trouble(trading: dict[str, Any], naked_alarm_s: float) -> list[str]:
-    """What is wrong with trading: positions without a stop, events not heard, rows not stored."""
+    """What is wrong with trading: positions without a stop or without a trader, events not heard, rows not stored."""
     found = []
     for account, each in trading["accounts"].items():
         naked = [row["symbol"] for row in each["positions"] if row["naked_ms"] > naked_alarm_s * 1000]
@@ -171,9 +174,12 @@ def trading_trouble(trading: dict[str, Any], naked_alarm_s: float) -> list[str]:
         if each["rows_error"]:
             found.append(f"{each['unwritten']} rows of the {account} account wait for the database")
     wants_live = any(row["mode"] == "live" for row in trading["modes"])
-    has_live = bool(trading["accounts"].get("live", {}).get("positions"))
+    has_live = bool(trading["accounts"].get("live", {}).get("positions") or trading["live_unattended"])
     if wants_live and not trading["keys"]:
         found.append("the mode is live and there is no API key")
+    if trading["live_unattended"] and not trading["keys"]:
+        named = ", ".join(trading["live_unattended"])
+        found.append(f"the live account has open positions ({named}) and there is no API key to look after them")
     stands_by = "live" in trading["waiting_for_lease"]  # another process trades the account: that one's trouble
     if (wants_live or has_live) and trading["keys"] and not stands_by:
         live = trading["live"]

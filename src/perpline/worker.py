@@ -18,6 +18,7 @@ from perpline.bootstrap import (
     recover_spools,
 )
 from perpline.collector.recorder import FrameWriter
+from perpline.collector.rest_feed import RestFeed
 from perpline.common.clock import Clock
 from perpline.common.errors import Malformed, Refused, Unavailable
 from perpline.common.telemetry import LogRing
@@ -72,6 +73,7 @@ class Worker:
         waiting_for: Callable[[], Sequence[str]],
         on_ready: Callable[[dict[str, Any]], None],
         streams: MarketStreams | None = None,
+        rest_feed: RestFeed | None = None,
         recorder: FrameWriter | None = None,
         logs: LogRing | None = None,
     ) -> None:
@@ -79,6 +81,7 @@ class Worker:
         self.parts = parts
         self.sources = sources
         self.streams = streams
+        self.rest_feed = rest_feed
         self.recorder = recorder
         self.poller = make_poller(parts, rest.at("polls"))
         parts.on_forget.append(self.poller.forget)
@@ -91,7 +94,8 @@ class Worker:
         self.archive = NightlyArchive(settings, parts.clock)
         self.outcomes = HourlyOutcomes(settings, parts.clock)
         self.room = Room(settings, parts.clock, parts.store)
-        self.feed = worker_feed(parts, streams, heard, self.state, logs)
+        source = streams or rest_feed
+        self.feed = worker_feed(parts, streams, heard, self.state, logs, tuple if source is None else source.silent)
         self.endpoint = Endpoint(
             port=settings.status_port,
             data_dir=settings.data_dir,
@@ -100,6 +104,7 @@ class Worker:
             metrics=lambda: metrics(self.status()),
             control=self._control,
             standing_by=self._standing_by,
+            symbol_status=self.symbol_status,
             tell=self.feed.tell,
         )
         self.ready_at: int | None = None
@@ -126,11 +131,16 @@ class Worker:
         return "" if leadership is None or leadership.holds else str(leadership.status()["leader"]) or "nobody yet"
 
     def status(self) -> dict[str, Any]:
-        return {**self.state(), "symbols": symbols_status(self.parts, self._heard)}
+        return {**self.state(), "symbols": symbols_status(self.parts, self._heard, self.parts.symbols)}
+
+    def symbol_status(self, symbol: str) -> dict[str, Any]:
+        """Of `status` what is about one symbol; none where it is not followed."""
+        followed = [symbol] if symbol in self.parts.symbols else []
+        return {"symbols": symbols_status(self.parts, self._heard, followed)}
 
     def trouble(self) -> list[str]:
         """What is wrong, in words; empty where nothing is."""
-        return trouble(self.parts, self.streams, self.ready_at is not None) + self.room.trouble()
+        return trouble(self.parts, self.streams or self.rest_feed, self.ready_at is not None) + self.room.trouble()
 
     def state(self) -> dict[str, Any]:
         """The status without the symbols."""
@@ -139,8 +149,9 @@ class Worker:
             "ready": self.ready_at is not None,
             "ready_at": self.ready_at,
             "ready_after_s": self.ready_after_s,
+            "started_at": self._started_at,
             "trouble": self.trouble(),
-            **parts_status(parts, self.streams, self.poller, self._rest.weight),
+            **parts_status(parts, self.streams, self.rest_feed, self.poller, self._rest.weight),
             "parity": self.nightly.last,
             "universe": self.universe.status(),
             "room": self.room.facts,

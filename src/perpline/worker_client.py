@@ -44,13 +44,19 @@ def read_access(data_dir: Path, port: int) -> Access:
     return Access(url, token)
 
 
-async def fetch_status(data_dir: Path, port: int, session: aiohttp.ClientSession | None = None) -> dict[str, Any]:
-    """The status of the worker on this port. Raises NeedsPerson where none answers."""
+async def fetch_status(
+    data_dir: Path, port: int, session: aiohttp.ClientSession | None = None, *, symbol: str = ""
+) -> dict[str, Any]:
+    """The status of the worker on this port, or only what it has under `symbols` of this one (older workers tell all).
+
+    Raises NeedsPerson where none answers.
+    """
     access = read_access(data_dir, port)
     own = session is None
     session = session or aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5))
     try:
-        async with session.get(f"{access.url}/status", headers=access.headers) as answer:
+        asked = {"symbol": symbol} if symbol else {}
+        async with session.get(f"{access.url}/status", params=asked, headers=access.headers) as answer:
             if answer.status != 200:
                 raise NeedsPerson(f"the worker on port {port} refuses: HTTP {answer.status}")
             status: dict[str, Any] = await answer.json()

@@ -1,5 +1,6 @@
 """What alarms are judged by that stands in the tables, and the rows of alarms, on every database."""
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,21 +16,24 @@ from perpline.alerts.observer import Observer
 from perpline.common.clock import ManualClock
 from perpline.common.errors import NeedsPerson
 from perpline.domain.signal import Status
-from perpline.storage.store import TRADING_TABLES, Store
+from perpline.storage.store import TRADING_TABLES, Row, Store
 from perpline.trading.mode import Mode, set_mode
 
 HOUR = 60 * MINUTE
 
 
-def looking(database: Database, folder: Path, monkeypatch: pytest.MonkeyPatch, status: object) -> Observer:
-    """An observer of this database and of a worker that says this."""
-
+def answering(status: object) -> Callable[..., Awaitable[object]]:
     async def fetch(*asked: object) -> object:
         if status is None:
             raise NeedsPerson("no worker runs")
         return status
 
-    monkeypatch.setattr(observer, "fetch_status", fetch)
+    return fetch
+
+
+def looking(database: Database, folder: Path, monkeypatch: pytest.MonkeyPatch, status: object) -> Observer:
+    """An observer of this database and of a worker that says this."""
+    monkeypatch.setattr(observer, "fetch_status", answering(status))
     url = f"sqlite:///{database.path}" if isinstance(database, SqliteDatabase) else database.url
     return Observer(settings(data_dir=str(folder), database_url=url), ManualClock(NOW))
 
@@ -49,10 +53,6 @@ async def test_the_facts_of_the_tables_are_those_of_the_last_minutes_and_hours(
         await commit(store, rows, t_commit=(minute + took_ms) * 1000)
     missed = replace(decision("XRPUSDT", NOW - 2 * MINUTE, status=Status.SKIPPED_MISSED), t_candle_recv=1)
     await commit(store, [missed], t_commit=NOW * 1000)
-    equity, midnight = TRADING_TABLES["equity"], NOW - NOW % (24 * HOUR)
-    for account, minute, worth in (("paper", midnight - MINUTE, 1), ("paper", midnight, 2), ("paper", NOW, 3)):
-        values = {"account": account, "minute": minute, "wallet": str(worth), "unrealized": "0", "equity": str(worth)}
-        await store.commit_trading({"equity": [equity.row(values)]})
 
     watching = looking(database, tmp_path, monkeypatch, {**healthy(), "now": NOW + 20_000})
     facts = await watching.look(ModesSeen(id=3))
@@ -63,7 +63,7 @@ async def test_the_facts_of_the_tables_are_those_of_the_last_minutes_and_hours(
         OpenGap(symbol="BTCUSDT", series="candles_1m", from_time=NOW - MINUTE, to_time=NOW, cause="lost"),
     )
     assert sorted(facts.close_to_signal_ms or ()) == [30.0, 50.0]
-    assert facts.day_equity == {"paper": 2.0}
+    assert (facts.decided_until, facts.live_unattended) == (NOW, ())
     assert (facts.modes, facts.modes_seen) == ((), ModesSeen(id=3))
 
 
@@ -98,7 +98,109 @@ async def test_without_a_worker_the_database_is_asked_whether_it_is_there_and_no
     await watching.close()
 
     assert [worker.error for worker in facts.workers] == ["no worker runs"]
-    assert (facts.database_error, facts.gaps, facts.close_to_signal_ms, facts.day_equity) == ("", None, None, None)
+    assert (facts.database_error, facts.gaps, facts.close_to_signal_ms, facts.live_unattended) == ("", None, None, None)
+
+
+def position(account: str, symbol: str, status: str) -> Row:
+    values = {"account": account, "position_id": symbol, "symbol": symbol, "side": 1, "status": status}
+    texts = dict.fromkeys(("quantity", "opened_quantity", "realized_pnl", "fees", "funding"), "0")
+    more = {"signal_id": "", "origin": "signal", "opened_at": NOW, "exit_reason": "", "naked_ms": 0, "updated_at": NOW}
+    return TRADING_TABLES["positions"].row({**values, **texts, **more})
+
+
+async def test_live_positions_are_unattended_while_nobody_renews_the_lease_of_a_live_account(
+    store: Store, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        position("live", "BTCUSDT", "open"),
+        position("live", "ETHUSDT", "closed"),
+        position("paper", "XUSDT", "open"),
+    ]
+    await store.commit_trading({"positions": rows})
+    watching = looking(database, tmp_path, monkeypatch, healthy())
+
+    async def found() -> tuple[str, ...] | None:
+        return (await watching.look()).live_unattended
+
+    nobody = await found()
+    await store.take_lease("trader:live:0a1b", "somebody", 0, NOW - 1_000)
+    held = await found()
+    monkeypatch.setattr(observer, "fetch_status", answering({**healthy(), "now": NOW + 40_000}))
+    died = await found()
+    await store.take_lease("trader:live:0a1b", "somebody", -1, NOW + 39_000)
+    again = await found()
+    await store.drop_lease("trader:live:0a1b", "somebody")
+    given_back = await found()
+    await watching.close()
+
+    assert (nobody, held, died, again, given_back) == (("BTCUSDT",), (), ("BTCUSDT",), (), ("BTCUSDT",))
+
+
+@pytest.mark.parametrize("answer", [[], {}, {"ok": True}, {**healthy(), "now": "soon"}, {**healthy(), "leadership": 3}])
+async def test_something_else_that_answers_on_the_port_is_no_worker_and_no_end(
+    store: Store, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: object
+) -> None:
+    watching = looking(database, tmp_path, monkeypatch, answer)
+    facts = await watching.look()
+    await watching.close()
+
+    assert [worker.status for worker in facts.workers] == [None]
+    assert "is no worker" in facts.workers[0].error
+
+
+async def test_a_mode_of_a_newer_version_is_told_and_no_end(
+    store: Store, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not isinstance(database, SqliteDatabase):
+        pytest.skip("one database is enough")
+    values = f"'', 'dreamt', 'keep', {NOW}, 'me', 'why not'"
+    database.do(
+        "PRAGMA ignore_check_constraints = 1; "
+        f'INSERT INTO modes (symbol, mode, positions, changed_at, "by", reason) VALUES ({values})'
+    )
+    watching = looking(database, tmp_path, monkeypatch, healthy())
+    facts = await watching.look()
+    await watching.close()
+
+    assert "modes" in (facts.database_error or "")
+
+
+async def test_a_database_that_was_restored_is_opened_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = SqliteDatabase(tmp_path / "perpline.db")
+    first = await database.open()
+    watching = looking(database, tmp_path, monkeypatch, healthy())
+    before = (await watching.look()).gaps
+    await first.close()
+    (tmp_path / "perpline.db").rename(tmp_path / "moved.db")
+    restored = await database.open()
+    await restored.open_gap("BTCUSDT", "candles_1m", NOW - MINUTE, NOW, "lost", NOW)
+    begun = ("disk_low", "/data", "warning", "12 MB left", NOW, None, None)
+
+    facts = await watching.look()
+    await watching.write([begun])
+
+    assert (before, [gap.symbol for gap in facts.gaps or ()]) == ((), ["BTCUSDT"])
+    assert await restored.trading_rows("alerts") == [begun]
+    await watching.close()
+    await database.close()
+
+
+async def test_alarms_change_no_schema_under_a_worker_that_runs(
+    store: Store, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not isinstance(database, SqliteDatabase):
+        pytest.skip("one database is enough")
+    newest = database.rows("SELECT max(number) FROM schema_migrations")[0][0]
+    database.do(f"DELETE FROM schema_migrations WHERE number = {newest}")
+    watching = looking(database, tmp_path, monkeypatch, healthy())
+
+    facts = await watching.look()
+    with pytest.raises(NeedsPerson, match="older schema"):
+        await watching.write([("disk_low", "/data", "warning", "12 MB left", NOW, None, None)])
+    await watching.close()
+
+    assert "older schema" in (facts.database_error or "")
+    assert database.rows("SELECT max(number) FROM schema_migrations") == [(newest - 1,)]
 
 
 async def test_rows_of_alarms_are_written_again_as_they_change(

@@ -32,6 +32,7 @@ from perpline.storage.store import (
     Store,
     candle_row,
 )
+from postgres_server import PostgresDatabase
 from running import eventually
 
 MINUTE = 60_000
@@ -869,6 +870,24 @@ async def test_a_deployment_with_a_status_that_there_is_not_is_not_stored(store:
 
     assert await store.deployments() == []
     assert [model.status for model in await store.models()] == ["candidate"]
+
+
+async def test_what_a_caller_waits_for_no_more_is_stopped_in_the_database_too(store: Store, database: Database) -> None:
+    endless = (
+        "WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 2000000000) SELECT count(*) FROM n"
+    )
+    asking = asyncio.create_task(store.select(endless))
+    waiting = asyncio.create_task(store.select("SELECT 1"))
+    await asyncio.sleep(0.3)
+    asking.cancel()
+    async with asyncio.timeout(3):
+        assert await waiting == [(1,)]
+        assert await store.select("SELECT 2") == [(2,)]
+    if isinstance(database, PostgresDatabase):
+        running = "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'WITH RECURSIVE n (x)%'"
+        await eventually(lambda: database.rows(running) == [])
+    with pytest.raises(asyncio.CancelledError):
+        await asking
 
 
 async def test_predictions_of_a_shadow_are_stored_without_a_decision(store: Store) -> None:

@@ -13,6 +13,7 @@ import aiohttp
 from perpline.common.clock import SystemClock
 from perpline.common.config import load_settings
 from perpline.dashboard.app import Listening, serve
+from perpline.worker_client import fetch_status
 from running import MINUTE, Database, RunningWorker, eventually, simulated, working
 
 
@@ -118,6 +119,9 @@ async def test_what_the_page_shows_is_what_the_worker_and_the_tables_have(tmp_pa
             assert abs(browser.rows[symbol]["mark"] / truth - 1) < 0.01
             cost = await browser.get(f"/api/slippage?symbol={symbol}&side=buy&quote_usdt=100")
             assert 0 < cost["bps"] < 50
+            assert (cost["age_s"] < 30, cost["is_stale"]) == (True, False)
+            asked = await fetch_status(tmp_path, worker.status_port, symbol=symbol)
+            assert (list(asked), list(asked["symbols"])) == (["symbols"], [symbol])
 
             gaps = [later - earlier for earlier, later in zip(browser.drawn_at, browser.drawn_at[1:], strict=False)]
             assert len(gaps) > 5

@@ -16,6 +16,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
+import apsw
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
@@ -262,6 +263,33 @@ def test_flatten_of_the_live_account_does_without_the_database(
     found = truth(elsewhere, exchange)
     assert (found["positions"], found["open_algo_orders"]) == ({}, [])
     assert (paper.code, "the paper account is in the database" in paper.err) == (1, True)
+
+
+def test_flatten_of_the_live_account_does_not_wait_for_a_database_that_takes_nothing(
+    elsewhere: Elsewhere, tmp_path: Path, keys: None
+) -> None:
+    exchange = calm(elsewhere)
+    database = f"sqlite:///{tmp_path}/live.db"
+    desk = elsewhere.enter(live_desk(exchange, tmp_path, database_url=database))
+    open_two(elsewhere, desk)
+    elsewhere.do(desk.close(killed=True))
+    config = settings_file(exchange, tmp_path, database_url=database)
+    writer = apsw.Connection(f"{tmp_path}/live.db")
+    writer.execute("BEGIN IMMEDIATE")
+
+    live = perpline(config, "flatten", BTC, "--account", "live", "--json")
+    both = perpline(config, "flatten", "--json")
+    writer.execute("ROLLBACK")
+
+    assert (live.code, live.json["flat"]) == (0, True), live.err
+    assert "the mode is not set to off" in live.err
+    assert (both.code, both.json["flat"]) == (1, False)
+    assert [(each["account"], each["symbol"], each["left"]) for each in both.json["flattened"]] == [
+        ("live", ETH, "0"),
+        ("paper", "all", "?"),
+    ]
+    found = truth(elsewhere, exchange)
+    assert (found["positions"], found["open_algo_orders"]) == ({}, [])
 
 
 def test_what_was_traded_is_exported_as_the_exchange_has_it(elsewhere: Elsewhere, tmp_path: Path, keys: None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 import perpline.simulation.rest
 from perpline.endpoint import token_file
@@ -19,7 +20,7 @@ from perpline.metrics import metrics
 from perpline.simulation.server import SimulatedExchange
 from perpline.storage.shared_text import PostgresText
 from postgres_server import PostgresDatabase
-from running import RunningWorker, simulated, working
+from running import RunningWorker, eventually, simulated, working
 
 LIMIT = 300
 BUDGET = 240
@@ -129,6 +130,25 @@ async def test_a_ban_that_one_process_meets_stops_the_other(
     # The other looks every half second, and may meet the ban itself within the first.
     assert len(said[1]["refused"]) <= 1
     assert said[1]["stopped"] >= 2
+
+
+async def test_a_worker_that_is_started_while_the_weight_is_used_up_waits_for_the_next_minute(tmp_path: Path) -> None:
+    async with simulated(symbols=2, speed=20) as exchange, aiohttp.ClientSession(exchange.http_url) as another:
+        await eventually(lambda: exchange.clock.now_ms() % 60_000 < 5_000, what="a new minute")
+        began = exchange.clock.now_ms()
+        asked = await asyncio.gather(*(another.get("/fapi/v1/ticker/24hr") for _ in range(58)))  # 40 each
+        assert {answer.status for answer in asked} == {200}
+        with capture_logs() as logs:
+            async with working(exchange, tmp_path, symbols="top:2") as worker:
+                await worker.until_ready()
+                await worker.stop()
+
+    [said] = [line for line in logs if line["event"] == "start_waits"]
+    assert "request weight is used up" in said["reason"]
+    assert 0 < said["wait_s"] < 60
+    volumes = [at for at, path, _ in exchange.requested if path == "/fapi/v1/ticker/24hr"]
+    assert volumes[-1] // 60_000 == began // 60_000 + 1
+    assert {status for _, _, status in exchange.requested} == {200}
 
 
 async def test_the_budget_may_be_there_before_the_tables(postgres_database: PostgresDatabase) -> None:

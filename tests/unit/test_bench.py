@@ -62,6 +62,7 @@ def test_an_unknown_benchmark_is_wrong_usage() -> None:
     assert bench("rout").exit_code == 2
 
 
+@pytest.mark.full
 def test_route_measures_perpline_beside_the_others() -> None:
     found = last_line(*TINY_ROUTE, "--json")
 
@@ -89,6 +90,7 @@ def test_route_says_so_where_websockets_is_absent(monkeypatch: pytest.MonkeyPatc
     assert any("not installed" in note for note in over_socket.notes)
 
 
+@pytest.mark.full
 def test_close_measures_every_case_and_its_split_adds_up(postgres_url: str, redis_url: str) -> None:
     found = last_line(*TINY_CLOSE, "--postgres", postgres_url, "--redis", redis_url, "--json")
 

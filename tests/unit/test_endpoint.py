@@ -21,6 +21,7 @@ async def opened(folder: Path, *, port: int = 0, trouble: list[str] | None = Non
         status=lambda: {"ready": True},
         trouble=lambda: trouble or [],
         metrics=lambda: b"up 1\n",
+        symbol_status=lambda symbol: {"symbols": {symbol: {"bid": 1.0}}},
     )
     try:
         await endpoint.open()
@@ -44,8 +45,11 @@ async def test_whoever_has_the_token_sees_status_and_metrics(tmp_path: Path) -> 
     async with opened(tmp_path) as endpoint:
         bearer = f"Bearer {token(tmp_path, endpoint)}"
 
-        assert await get(endpoint, "/status", bearer) == (200, '{"ready": true}')
+        status, text = await get(endpoint, "/status", bearer)
+        assert (status, json.loads(text)) == (200, {"ready": True})
         assert await get(endpoint, "/metrics", bearer) == (200, "up 1\n")
+        status, text = await get(endpoint, "/status?symbol=AUSDT", bearer)
+        assert (status, json.loads(text)) == (200, {"symbols": {"AUSDT": {"bid": 1.0}}})
 
 
 @pytest.mark.parametrize("path", ["/status", "/metrics", "/nowhere", "/healthz/../status"])

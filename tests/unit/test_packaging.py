@@ -67,6 +67,12 @@ def test_everything_the_developers_need_is_locked_beside_what_runs() -> None:
     assert train - dev == set()
 
 
+def test_what_runs_for_months_can_put_old_days_into_parquet_files() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+
+    assert unmet(extras["analytics"], "run") == []
+
+
 def test_what_training_needs_is_locked_beside_what_runs() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
 

@@ -9,9 +9,11 @@ import pytest
 
 from perpline.cli import program
 from perpline.common.config import PREFIX, Settings
+from perpline.endpoint import token_file
 
 ROOT = Path(__file__).parents[2]
-UNITS = sorted((ROOT / "packaging" / "systemd").glob("*.service"))
+TOKEN = ROOT / "packaging" / "systemd" / "perpline-token.service"
+UNITS = sorted({*(ROOT / "packaging" / "systemd").glob("*.service")} - {TOKEN})
 CONTAINERFILE = ROOT / "Containerfile"
 ANALYZE = shutil.which("systemd-analyze")
 
@@ -36,7 +38,7 @@ def test_a_unit_starts_a_command_that_there_is_and_sets_what_can_be_set(unit: Pa
 
 
 @pytest.mark.skipif(ANALYZE is None, reason="no systemd here")
-@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+@pytest.mark.parametrize("unit", [*UNITS, TOKEN, TOKEN.with_suffix(".path")], ids=lambda unit: unit.name)
 def test_systemd_finds_nothing_wrong_with_a_unit(unit: Path, tmp_path: Path) -> None:
     program_file = tmp_path / "perpline"
     program_file.write_text("#!/bin/sh\n")
@@ -49,6 +51,15 @@ def test_systemd_finds_nothing_wrong_with_a_unit(unit: Path, tmp_path: Path) -> 
     )
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_copy_of_the_token_that_prometheus_reads_is_the_one_that_a_unit_makes() -> None:
+    [copied] = re.findall(r"^ExecStart=/usr/bin/install .* (\S+) (\S+)$", TOKEN.read_text(), re.MULTILINE)
+    [seen] = re.findall(r"^PathChanged=(.*)$", TOKEN.with_suffix(".path").read_text(), re.MULTILINE)
+    [read] = re.findall(r"credentials_file: (.*)", (ROOT / "packaging" / "prometheus" / "prometheus.yml").read_text())
+
+    assert copied == (seen, read)
+    assert Path(seen).name == token_file(Path("/"), 9720).with_suffix(".token").name
 
 
 def test_the_container_file_copies_what_is_there_and_is_not_root() -> None:

@@ -1,18 +1,25 @@
 """What a worker says of its trading: /status, /metrics, /healthz and the lines a person sees."""
 
+import asyncio
 import io
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.running import eventually
 from tests.trading_desk import Desk, desk, signal
 
+from perpline.accounts import Accounts
 from perpline.cli.trading_view import event_lines, positions_table, trading_lines
+from perpline.common.clock import SystemClock
+from perpline.common.config import load_settings
 from perpline.common.errors import Unavailable
 from perpline.metrics import families
 from perpline.status import trading_trouble
+from perpline.trading.trader import TradedMarket
 
 
 async def opened(found: Desk, *, protected: bool = True) -> None:
@@ -34,6 +41,7 @@ def trading(found: Desk, mode: str = "live", **live: Any) -> dict[str, Any]:
         "waiting_for_lease": [],
         "accounts": {"live": found.trader.status()},
         "live": {"user_stream": stream, "order_socket": True, **live},
+        "live_unattended": [],
     }
 
 
@@ -158,6 +166,47 @@ async def test_live_mode_without_what_it_needs_is_trouble(
     [trouble] = trading_trouble(facts, 3.0)
     assert said in trouble
     assert trading_trouble(paper, 3.0) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"), [(False, "there is no API key to look after them"), (True, "the live account has not begun")]
+)
+async def test_live_positions_that_nobody_looks_after_are_trouble_whatever_the_mode(
+    tmp_path: Path, keys: bool, said: str
+) -> None:
+    async with desk(tmp_path / "a.db", mode="live") as found:
+        facts = {**trading(found, "off"), "keys": keys, "accounts": {}, "live": None, "live_unattended": ["BTCUSDT"]}
+
+    [trouble] = trading_trouble(facts, 3.0)
+    assert said in trouble
+    assert samples(facts)["perpline_live_unattended_symbols",] == 1
+
+
+async def test_a_process_without_keys_sees_which_live_positions_nobody_looks_after(tmp_path: Path) -> None:
+    async with desk(tmp_path / "a.db", mode="live") as found:
+        await opened(found)
+        await found.written()
+        nothing: Any = None
+        accounts = Accounts(
+            load_settings(None, {"HOME": str(tmp_path)}, {"data_dir": str(tmp_path)}),
+            SystemClock(),
+            found.store,
+            random.Random(1),
+            market=TradedMarket(lambda symbol: None, lambda symbol: None, lambda symbol: None),
+            wake_publisher=lambda messages: None,
+            default_levels_pct=lambda: (1.0, 1.0),
+            credentials=None,
+            weight=nothing,
+            measure_offset=nothing,
+        )
+        running = asyncio.create_task(accounts.run())
+        await eventually(lambda: accounts.live_unattended)
+        told = accounts.status()["live_unattended"]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await accounts.drain()
+
+    assert told == ["BTCUSDT"]
 
 
 async def test_a_process_that_stands_by_for_the_live_account_is_healthy(tmp_path: Path) -> None:

@@ -152,6 +152,11 @@ class Courier:
         self.put(list(waiting))
 
     @property
+    def is_failing(self) -> bool:
+        """Whether the last message was not taken."""
+        return self._failures > 0
+
+    @property
     def waiting(self) -> list[Note]:
         """What nobody has been told here, oldest first."""
         return list(self._waiting.values())

@@ -4,6 +4,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from perpline.metrics import leads
 from perpline.trading.mode import ModeRow
 
 
@@ -50,8 +51,10 @@ class Facts(Struct, frozen=True, kw_only=True):
     """Of candles of the last four hours of market time."""
     close_to_signal_ms: tuple[float, ...] | None = None
     """Of the last minutes that were decided: receipt of the last closing frame to commit, wall milliseconds."""
-    day_equity: dict[str, float] | None = None
-    """By account, what it was worth when the UTC day began, or first after."""
+    decided_until: int | None = None
+    """The newest T that was decided in the slot; 0 where none of the last minutes was."""
+    live_unattended: tuple[str, ...] | None = None
+    """Symbols of live positions that are open by the tables, while no process has the account."""
     modes: tuple[tuple[int, ModeRow], ...] | None = None
     """Every row of the table with its id, in their order."""
     modes_seen: ModesSeen | None = None
@@ -62,9 +65,3 @@ class Facts(Struct, frozen=True, kw_only=True):
         """Of the workers that answer; the one that leads first."""
         found = [worker.status for worker in self.workers if worker.status is not None]
         return sorted(found, key=lambda status: not leads(status))
-
-
-def leads(status: dict[str, Any]) -> bool:
-    """Whether this worker decides, and does not stand by."""
-    leadership = status.get("leadership")
-    return leadership is None or bool(leadership["leads"])

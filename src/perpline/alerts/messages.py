@@ -5,8 +5,9 @@ from collections.abc import Collection, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from perpline.alerts.rules import RULES, lasted, page_of
+from perpline.alerts.rules import RULES, lasted
 from perpline.alerts.standing import Kind, Note
+from perpline.common.runbooks import page_of
 
 LINES = 5
 """So many have a line each; more are named one behind the other."""
@@ -95,6 +96,7 @@ def _message(kind: Kind, name: str, notes: list[Note], where: str, lost: str, ru
 def _line(note: Note) -> str:
     subject = f"{note.alarm.subject}: " if note.alarm.subject else ""
     if note.kind == "cleared":
-        return f"{subject}over after {lasted(note.lasted_ms)}"
+        rule = RULES.get(note.alarm.name)
+        return f"{subject}{'over' if rule is None else rule.over} after {lasted(note.lasted_ms)}"
     took = {"still": f" (for {lasted(note.lasted_ms)})", "past": f" (over after {lasted(note.lasted_ms)})"}
     return f"{subject}{note.alarm.text}{took.get(note.kind, '')}"

@@ -1,14 +1,18 @@
 """Gathers the facts: /status of the workers of a data folder, and a few questions to the tables."""
 
 import asyncio
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import msgspec
+import structlog
 
+from perpline.accounts import unattended_live
 from perpline.alerts.facts import Facts, ModesSeen, OpenGap, Worker
-from perpline.bootstrap import open_store
+from perpline.bootstrap import open_current
 from perpline.common.clock import Clock
 from perpline.common.config import Settings
 from perpline.common.errors import NeedsPerson, Unavailable
@@ -18,7 +22,8 @@ from perpline.storage.store import Row, Store
 from perpline.trading.mode import TABLE, ModeRow
 from perpline.worker_client import fetch_status
 
-DAY_MS = 86_400_000
+log = structlog.get_logger("perpline.alerts")
+
 GAPS_MS = 4 * 60 * MINUTE_MS
 """Older holes keep no decision back, nor do those of other series, which may be nobody's to repair; `perpline gaps` has
 them."""
@@ -38,6 +43,8 @@ class Observer:
         self._clock = clock
         self._session: aiohttp.ClientSession | None = None
         self._store: Store | None = None
+        self._file: tuple[int, int] | None = None
+        """Which file the store was opened on."""
         self._modes: tuple[tuple[int, ModeRow], ...] = ()
 
     async def look(self, modes_seen: ModesSeen | None = None) -> Facts:
@@ -49,8 +56,13 @@ class Observer:
                 tables = await self._tables(facts)
         except TimeoutError:
             tables = {"database_error": f"no answer within {DATABASE_PATIENCE_S:g} s"}
-        except (Unavailable, NeedsPerson) as error:
+        except NeedsPerson as error:
+            await self._forget_store()
             tables = {"database_error": str(error)}
+        except Unavailable as error:
+            tables = {"database_error": str(error)}
+        except msgspec.MsgspecError as error:
+            tables = {"database_error": f"a row of the table modes is none that this version knows: {error}"}
         return Facts(now_ms=facts.now_ms, workers=facts.workers, modes_seen=modes_seen, **tables)
 
     async def write(self, rows: list[Row]) -> None:
@@ -60,12 +72,14 @@ class Observer:
                 await (await self._open()).commit_trading({"alerts": rows})
         except TimeoutError:
             raise Unavailable(f"no answer within {DATABASE_PATIENCE_S:g} s") from None
+        except NeedsPerson:
+            await self._forget_store()
+            raise
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
-        if self._store is not None:
-            await self._store.close()
+        await self._forget_store()
 
     def _ports(self) -> dict[int, bool]:
         """Of workers, and whether their token file is there."""
@@ -83,22 +97,47 @@ class Observer:
         except NeedsPerson as error:
             return Worker(port=port, status=None, error=str(error), has_token=has_token)
         except ValueError:
-            return Worker(port=port, status=None, error=f"what answers on port {port} is no worker")
+            status = None
+        if not _is_status(status):
+            return Worker(
+                port=port, status=None, error=f"what answers on port {port} is no worker", has_token=has_token
+            )
         return Worker(port=port, status=status)
 
     async def _open(self) -> Store:
+        """The store, opened anew where its file is another one: a copy was restored, or the file was moved."""
+        if self._store is not None and self._file != (now_there := self._file_there()):
+            log.info("database_is_another", file=str(now_there), action="alert")
+            await self._forget_store()
         if self._store is None:
             if not self._has_database():
                 raise Unavailable("there is no database yet")
-            store = open_store(self._settings.database_url.get_secret_value())
-            await store.open()
-            self._store = store
+            self._file = self._file_there()
+            self._store = await open_current(self._settings.database_url.get_secret_value())
         return self._store
+
+    async def _forget_store(self) -> None:
+        store, self._store, self._modes = self._store, None, ()
+        if store is not None:
+            await store.close()
+
+    def _path(self) -> Path | None:
+        """Of the database, where it is a file."""
+        url = self._settings.database_url.get_secret_value()
+        return SqliteStore.from_url(url).path if url.startswith("sqlite:") else None
 
     def _has_database(self) -> bool:
         """False before the first start of a worker that makes the file: that one is away, and the database is not."""
-        url = self._settings.database_url.get_secret_value()
-        return not url.startswith("sqlite:") or SqliteStore.from_url(url).path.exists()
+        path = self._path()
+        return path is None or path.exists()
+
+    def _file_there(self) -> tuple[int, int] | None:
+        path = self._path()
+        try:
+            found = None if path is None else os.stat(path)
+        except OSError:
+            return None
+        return None if found is None else (found.st_dev, found.st_ino)
 
     async def _tables(self, facts: Facts) -> dict[str, Any]:
         if not self._has_database():
@@ -119,10 +158,6 @@ class Observer:
             f"WHERE slot = '{slot}' AND close_time > {now - LATENCY_MINUTES * MINUTE_MS - MINUTE_MS} "
             "AND status <> 'skipped_missed' GROUP BY close_time"
         )
-        equity = await store.select(
-            "SELECT e.account, e.equity FROM equity e JOIN (SELECT account, MIN(minute) AS minute FROM equity "
-            f"WHERE minute >= {now - now % DAY_MS} GROUP BY account) d ON d.account = e.account AND d.minute = e.minute"
-        )
         return {
             "database_error": "",
             "modes": modes,
@@ -131,7 +166,8 @@ class Observer:
                 for symbol, series, begin, end, cause in gaps
             ),
             "close_to_signal_ms": tuple(us / 1000 / speed for _, us in minutes),
-            "day_equity": {account: float(worth) for account, worth in equity},
+            "decided_until": max((int(close_time) for close_time, _ in minutes), default=0),
+            "live_unattended": tuple(await unattended_live(store, now, speed)),
         }
 
     async def _read_modes(self, store: Store) -> tuple[tuple[int, ModeRow], ...]:
@@ -142,3 +178,13 @@ class Observer:
             rows = await store.select(f"SELECT {columns} FROM modes ORDER BY id")
             self._modes = tuple((int(row[0]), msgspec.convert(TABLE.named(row[1:]), ModeRow)) for row in rows)
         return self._modes
+
+
+def _is_status(answer: Any) -> bool:
+    """Whether this is what a worker says: something else may answer on its port."""
+    if not isinstance(answer, dict) or not isinstance(answer.get("ready"), bool):
+        return False
+    leadership = answer.get("leadership")
+    return all(isinstance(answer.get(name), int | float) for name in ("now", "speed")) and (
+        leadership is None or (isinstance(leadership, dict) and "leads" in leadership)
+    )

@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from perpline.alerts.facts import Facts, ModesSeen, leads
+from perpline.alerts.facts import Facts, ModesSeen
 from perpline.common.config import Settings
-from perpline.domain.candle import MINUTE_MS
+from perpline.common.runbooks import page_of
+from perpline.metrics import LATE_MS, database_trouble, leads, undecided
 from perpline.trading.mode import ALL, InForce, Mode, ModeRow
 
 Severity = Literal["critical", "warning", "info"]
@@ -27,10 +28,6 @@ Judge = Callable[[Facts, Settings, Collection[str]], Found | None]
 """(facts, settings, subjects for which the alarm stands) -> what is wrong. One that stands may have a lower limit, so
 that what hovers at the limit is one alarm and not many."""
 
-RUNBOOKS = "docs/runbooks"
-
-DECISIONS_LATE_MS = 3 * MINUTE_MS
-"""A symbol whose last decision is so old misses at least one: minutes are decided within 30 s."""
 SPOOL_OLD_S = 300.0
 SPOOL_SHARE = 0.1
 EASED = 0.9
@@ -40,6 +37,7 @@ MOST_CHANGES = 5
 """Changes of one symbol's mode that are told of one look, the last ones."""
 MOST_OWN = 5
 """Symbols that are named whose own mode a change for all has ended."""
+MOST_SYMBOLS = 20
 MOST_REASON = 200
 """Characters of a reason; `perpline mode show` has it whole."""
 
@@ -70,17 +68,12 @@ class Rule(Struct, frozen=True, kw_only=True):
     """How long it must have been otherwise, without a break, before it counts as over."""
     is_event: bool = False
     """It happens, and is never over."""
+    over: str = "over"
+    """What it is when it is not found any more."""
 
     @property
     def runbook(self) -> str:
         return page_of(self.name)
-
-
-def page_of(name: str, base: str = "") -> str:
-    """Where a runbook is read: its path, or `base` (the setting runbook_url) with the name at its end or at {name}."""
-    if not base:
-        return f"{RUNBOOKS}/{name}.md"
-    return base.replace("{name}", name) if "{name}" in base else f"{base.rstrip('/')}/{name}"
 
 
 # ---- the process
@@ -110,21 +103,23 @@ def standby_lost(facts: Facts, settings: Settings, standing: Collection[str]) ->
 
 def decisions_missing(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
     def judge(status: dict[str, Any]) -> Found | None:
-        if "symbols" not in status or not status["ready"] or not leads(status) or status.get("role") == "collector":
+        if "symbols" not in status or not leads(status) or status.get("role") == "collector":
             return None
-        found = {}
+        if not status["ready"] and _is_starting(status):
+            return None  # what was not decided while nobody ran is being noted
+        found, late = {}, undecided(status)
         for symbol, entry in status["symbols"].items():
             decision, candle = entry["last_decision"], entry["last_candle"]
-            if decision is None:
-                continue  # followed since this minute, or halted since before the start
-            if decision["status"] == "skipped_missed":
+            if decision is not None and decision["status"] == "skipped_missed":
                 found[symbol] = f"the minute that ended {_clock(decision['close_time'])} was not decided in time"
-            elif status["now"] - decision["close_time"] > DECISIONS_LATE_MS:
+            elif symbol in late:
                 heard = "" if candle is None else f"; its last candle is that of {_clock(candle['open_time'])}"
-                found[symbol] = f"nothing was decided since {_clock(decision['close_time'])}{heard}"
+                since = late[symbol]
+                found[symbol] = f"nothing was decided since {'the start' if since is None else _clock(since)}{heard}"
         return found
 
-    return _of_each(facts, judge)
+    found, of_roles = _of_each(facts, judge), _undecided_in_roles(facts)
+    return of_roles if found is None else {**found, **(of_roles or {})}
 
 
 def close_to_signal_slow(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
@@ -135,6 +130,21 @@ def close_to_signal_slow(facts: Facts, settings: Settings, standing: Collection[
         return {}
     of = f"median of the last {len(facts.close_to_signal_ms)} minutes; {limit:g} ms may be"
     return {"": f"{usual:,.0f} ms from the closing frame to the signal, {of}"}
+
+
+def _is_starting(status: dict[str, Any]) -> bool:
+    return bool(status["now"] - status.get("started_at", status["now"]) <= LATE_MS)
+
+
+def _undecided_in_roles(facts: Facts) -> Found | None:
+    """Where inference workers decide, none of which knows all symbols: whether anything was decided lately."""
+    parts = [status for status in facts.statuses if status.get("role") in ("inference", "collector")]
+    if not parts or facts.decided_until is None or all(_is_starting(status) for status in parts):
+        return None
+    if parts[0]["now"] - facts.decided_until <= LATE_MS:
+        return {}
+    since = f"since {_clock(facts.decided_until)}" if facts.decided_until else "in the last minutes"
+    return {"": f"nothing was decided {since} by the inference workers: do they run, and are collectors heard?"}
 
 
 # ---- the market
@@ -150,7 +160,7 @@ def stream_stale(facts: Facts, settings: Settings, standing: Collection[str]) ->
                 found[connection["name"]] = f"its connection is open and delivers nothing: {connection['url']}"
             elif not connection["live"]:
                 found[connection["name"]] = f"not connected: {connection['last_error'] or 'connecting'}"
-        stale = (status.get("streams") or {}).get("stale", {})
+        stale = (status.get("streams") or status.get("rest_feed") or {}).get("stale", {})
         for connection_name, streams in stale.items():
             for stream in streams:
                 found[stream] = f"silent on {connection_name} though it should speak"
@@ -204,7 +214,7 @@ def clock_offset(facts: Facts, settings: Settings, standing: Collection[str]) ->
 
 
 def database_away(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
-    found = _of_each(facts, lambda status: {"": why} if (why := _database_trouble(status)) else {})
+    found = _of_each(facts, lambda status: {"": why} if (why := database_trouble(status)) else {})
     if facts.database_error:
         return {"": facts.database_error}
     if found is None:
@@ -214,7 +224,7 @@ def database_away(facts: Facts, settings: Settings, standing: Collection[str]) -
 
 def redis_away(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
     def judge(status: dict[str, Any]) -> Found | None:
-        if _database_trouble(status) or facts.database_error:
+        if database_trouble(status) or facts.database_error:
             return None  # the outbox is in the database: whose fault it is cannot be told
         reason = status["outbox"]["last_error"]
         shared = (status.get("rest") or {}).get("shared")
@@ -267,19 +277,25 @@ def protective_stop_missing(facts: Facts, settings: Settings, standing: Collecti
                     found[subject] = f"{row['quantity']:g} have no stop at the exchange for {lasted(row['naked_ms'])}"
         return found
 
-    return _of_each(facts, judge)
+    return _kept(_of_each(facts, judge), facts, standing)
+
+
+def positions_unattended(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
+    if facts.live_unattended is None:
+        return None
+    if not (symbols := facts.live_unattended):
+        return {}
+    shown = ", ".join(symbols[:MOST_SYMBOLS]) + (" …" if len(symbols) > MOST_SYMBOLS else "")
+    return {"live": f"open by the tables and looked after by no process: {shown}"}
 
 
 def daily_loss_limit(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
-    if (begun := facts.day_equity) is None:
-        return None
-
     def judge(status: dict[str, Any]) -> Found | None:
         if (trading := status.get("trading")) is None or not leads(status):
             return None
         found, limit = {}, settings.daily_loss_limit_pct
         for account, each in trading["accounts"].items():
-            equity, before = each["equity"], begun.get(account)
+            equity, before = each["equity"], each["day_equity"]
             if equity is None or before is None or before <= 0:
                 continue
             lost = (before - equity) / before * 100
@@ -287,7 +303,17 @@ def daily_loss_limit(facts: Facts, settings: Settings, standing: Collection[str]
                 found[account] = f"{lost:.2f} % lost today ({limit:g} %): no entries until midnight UTC"
         return found
 
-    return _of_each(facts, judge)
+    return _kept(_of_each(facts, judge), facts, standing)
+
+
+def _kept(found: Found | None, facts: Facts, standing: Collection[str]) -> Found | None:
+    """With what stands of accounts that nobody looks after: of these nothing is known, so nothing is over."""
+    if found is None:
+        return None
+    told = [status["trading"]["accounts"] for status in facts.statuses if status.get("trading")]
+    known = {account for accounts in told for account in accounts}
+    lost = [subject for subject in standing if subject.partition(" ")[0] not in known]
+    return {**dict.fromkeys(lost, "not known any more: no worker looks after the account"), **found}
 
 
 def mode_changed(facts: Facts, settings: Settings, standing: Collection[str]) -> Found | None:
@@ -424,7 +450,7 @@ RULES: dict[str, Rule] = {
             name="decisions_missing",
             title="Minutes are not decided",
             severity="critical",
-            when=lambda s: "a symbol's last minute is three minutes ago, or came too late",
+            when=lambda s: "a symbol's last minute is three minutes ago, came too late, or never came",
             judge=decisions_missing,
             for_s=90,
             clear_s=60,
@@ -455,6 +481,7 @@ RULES: dict[str, Rule] = {
             judge=gap_open,
             for_s=120,
             clear_s=15,
+            over="repaired, or older than four hours (perpline gaps tells which)",
         ),
         Rule(
             name="weight_high",
@@ -517,6 +544,15 @@ RULES: dict[str, Rule] = {
             clear_s=5,
         ),
         Rule(
+            name="positions_unattended",
+            title="Nobody looks after live positions",
+            severity="critical",
+            when=lambda s: "open by the tables, and no process has the live account",
+            judge=positions_unattended,
+            for_s=60,
+            clear_s=15,
+        ),
+        Rule(
             name="daily_loss_limit",
             title="The day's loss limit is reached",
             severity="critical",
@@ -569,18 +605,6 @@ def _of_each(facts: Facts, judge: Callable[[dict[str, Any]], Found | None]) -> F
     if not said:
         return None
     return {subject: text for found in reversed(said) for subject, text in found.items()}
-
-
-def _database_trouble(status: dict[str, Any]) -> str:
-    """Why a worker has no database; empty where it has one."""
-    spool, leadership = status.get("spool"), status.get("leadership") or status.get("lease")
-    if spool is not None and spool["decisions"] is not None and spool["decisions"]["last_error"]:
-        return f"decisions wait in the spool: {spool['decisions']['last_error']}"
-    if spool is not None and spool["records"] and (spool["oldest_s"] or 0) > 0:
-        return f"{spool['records']} batches wait in the spool, for {lasted(round(spool['oldest_s'] * 1000))}"
-    if leadership is not None and leadership["holds"] and not leadership["leads"]:
-        return "the leader cannot renew its lease"
-    return ""
 
 
 def _user_stream(trading: dict[str, Any] | None) -> str | None:

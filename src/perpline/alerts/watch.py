@@ -10,12 +10,14 @@ import structlog
 from perpline.alerts.channels import GATHER_S, Channel, Courier
 from perpline.alerts.facts import Facts
 from perpline.alerts.observer import Observer
-from perpline.alerts.rules import RULES, Found, Rule, modes_seen, page_of
+from perpline.alerts.rules import RULES, Found, Rule, modes_seen
 from perpline.alerts.standing import Note, Standing
 from perpline.alerts.state import State, StateFile
 from perpline.common.clock import Clock
 from perpline.common.config import Settings
 from perpline.common.errors import NeedsPerson, Unavailable
+from perpline.common.runbooks import page_of
+from perpline.common.watch_word import EVERY_S, leave_word, take_word_back
 
 log = structlog.get_logger("perpline.alerts")
 
@@ -74,6 +76,7 @@ class Watch:
         self._rows: dict[Key, AlertRow] = {(row[0], row[1], row[4]): row for row in state.rows}
         self._failed: set[str] = set()
         self._rows_wait = self._state_fails = False
+        self._word_left_s = float("-inf")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set; then what waits is tried once more."""
@@ -84,6 +87,7 @@ class Watch:
             while not stop.is_set():
                 self.judge(await self._observer.look(self._modes_seen))
                 await self._store_rows()
+                self._leave_word()
                 for task in sending:
                     if task.done():
                         task.result()  # a bug of ours: better to end and be started again than to be silent
@@ -98,6 +102,7 @@ class Watch:
                 task.cancel()
             await asyncio.gather(*sending, return_exceptions=True)
             self._save()
+            take_word_back(self._settings.data_dir)
 
     def pause_s(self) -> float:
         """Until the next look: `alert_every_s`, and longer where that falls into the first seconds of a minute.
@@ -201,6 +206,19 @@ class Watch:
             self._state_fails = True
             return
         self._state_fails = False
+
+    def _leave_word(self) -> None:
+        """Each minute: who looks at a page or a status is to know when nobody watches any more."""
+        now_s = self._clock.wall_s()
+        if now_s - self._word_left_s < EVERY_S:
+            return
+        failing = [courier.channel.label for courier in self.couriers if courier.is_failing]
+        channels = [courier.channel.label for courier in self.couriers]
+        try:
+            leave_word(self._settings.data_dir, self._clock.now_ms(), channels, failing)
+        except OSError as error:
+            log.warning("watch_word_not_left", reason=error.strerror or str(error), action="alert")
+        self._word_left_s = now_s
 
     async def _say_last_words(self) -> None:
         try:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from perpline.alerts.channels import Channel, open_channels
 from perpline.alerts.observer import Observer
-from perpline.alerts.rules import RULES, Rule, lasted, page_of
+from perpline.alerts.rules import RULES, Rule, lasted
 from perpline.alerts.state import StateFile
 from perpline.alerts.watch import Watch
 from perpline.cli.database import with_store
@@ -31,6 +31,7 @@ from perpline.cli.options import (
 from perpline.common.clock import SystemClock
 from perpline.common.config import Settings, load_settings
 from perpline.common.errors import NeedsPerson, Unavailable
+from perpline.common.runbooks import page_of
 from perpline.common.telemetry import configure_logging
 from perpline.storage.store import TRADING_TABLES, Store
 

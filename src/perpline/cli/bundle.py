@@ -1,4 +1,4 @@
-"""`perpline doctor --bundle`: one file for a bug report, without keys, passwords, money or names of the home folder."""
+"""`perpline doctor --bundle`: one file for a bug report, without keys, passwords, money, positions or people."""
 
 import asyncio
 import importlib.metadata
@@ -37,19 +37,28 @@ LOG_LINES = 500
 LONGEST_LINE = 2_000
 LARGEST_SECRET_FILE = 16_384
 ENDINGS = (".zip", ".tar.gz", ".tgz")
+OF_TRADING = frozenset({"trading", "orders", "risk", "reconcile", "flatten", "user stream", "mode", "alert"})
+"""Actions of log lines that may tell of positions, orders and money, or who changed a mode and why."""
+TOLD_OF_TRADING = frozenset(
+    "event level timestamp logger action alarm severity account kind rule reason failures tries exception".split()
+)
+"""What is kept of such a line; of a change of the mode not the reason, which is a person's."""
 
 ABOUT = """\
 What `perpline doctor --bundle` wrote on {when}. Look into it before you send it.
 
 about.json      versions of perpline, Python and packages, operating system
-settings.json   every setting with its source; passwords and keys are ***
-doctor.json     what `perpline doctor` found
+settings.json   every setting with its source; passwords, keys and amounts of money are ***
+doctor.json     what `perpline doctor` found, without amounts of money
 worker.json     what a running worker said of itself, without positions and money; or why none answered
 database.json   schema, rows of each table, open gaps, the last decisions' statuses
 spool.json      files that wait for the database
-log.txt         the last lines of the log that was named by --log
+log.txt         the last lines of the log that was named by --log; of lines about trading, modes and alarms only
+                what happened, without symbol, quantity, price and person
 
-Keys, tokens, passwords and the home folder's name were replaced wherever they stood.
+Keys, tokens, passwords, hosts of other processes and the home folder's name were replaced wherever they stood. Which
+symbols are followed, and what was decided on them, is in it; so is whatever a line of the log says that is not
+perpline's own.
 """
 
 
@@ -64,8 +73,8 @@ async def write_bundle(
         raise NeedsPerson(f"{file}: a bundle ends in {', '.join(ENDINGS)}")
     parts: dict[str, Any] = {
         "about.json": _about(settings),
-        "settings.json": settings.masked(),
-        "doctor.json": msgspec.to_builtins(checks),
+        "settings.json": _settings(settings),
+        "doctor.json": [_without_money(check) for check in checks],
         "worker.json": await _worker(settings),
         "database.json": await _database(settings),
         "spool.json": await asyncio.to_thread(_spools, settings.data_dir),
@@ -121,6 +130,7 @@ _LOOKS_SECRET = [
         r"\1***",
     ),
     (re.compile(r"\b[A-Za-z0-9]{60,}\b"), "***"),  # API keys, their secrets and listen keys have 64
+    (re.compile(r"[\w.-]+(?=, process \d)"), "***"),  # the host of whoever holds a lease
 ]
 
 
@@ -202,6 +212,23 @@ def _about(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _settings(settings: Settings) -> dict[str, Any]:
+    shown = settings.masked()
+    for name, each in shown.items():
+        if name.endswith("_usdt"):
+            each["value"] = "***"
+    return shown
+
+
+def _without_money(check: Check) -> dict[str, Any]:
+    told: dict[str, Any] = msgspec.to_builtins(check)
+    for name in ("found", "advice"):
+        if check.name in ("limits", "account"):
+            told[name] = re.sub(r"\d[\d.,]*", "***", told[name])
+        told[name] = re.sub(r"\d[\d.,]*(?= USDT)|(?<=a position may have )\d[\d.,]*", "***", told[name])
+    return told
+
+
 async def _worker(settings: Settings) -> dict[str, Any]:
     """The status of the worker on the settings' port, without positions, money and names of people."""
     try:
@@ -215,6 +242,10 @@ async def _worker(settings: Settings) -> dict[str, Any]:
     for entry in facts.get("symbols", {}).values():
         if isinstance(entry, dict):
             entry.pop("position", None)
+    if isinstance(universe := facts.get("universe"), dict):
+        universe["leaving"] = len(universe.get("leaving") or ())  # they are those with a position
+    naked = re.compile(r"(?<=positions without a stop at the exchange: ).*")
+    facts["trouble"] = [naked.sub("***", str(each)) for each in facts.get("trouble") or ()]
     return facts
 
 
@@ -260,10 +291,42 @@ def _spools(data_dir: Path) -> list[dict[str, Any]]:
 def _last_lines(file: Path) -> str:
     try:
         with file.open(errors="replace") as lines:
-            newest = deque((line.rstrip("\n")[:LONGEST_LINE] for line in lines), maxlen=LOG_LINES)
+            newest = deque((line.rstrip("\n") for line in lines), maxlen=LOG_LINES)
     except OSError as error:
         raise NeedsPerson(f"cannot read the log {file}: {error.strerror or error}") from None
-    return "\n".join(newest) + "\n"
+    return "\n".join(_without_trading(line)[:LONGEST_LINE] for line in newest) + "\n"
+
+
+def _without_trading(line: str) -> str:
+    """A line about trading with only what happened; any other as it is. Both forms of the log are known."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return _console_without_trading(line)
+    if not isinstance(row, dict) or row.get("action") not in OF_TRADING:
+        return line
+    told = _told_of_trading(row["action"])
+    return json.dumps({name: value if name in told else "***" for name, value in row.items()}, ensure_ascii=False)
+
+
+_NAMED = re.compile(r"(?:^|\s)(\w+)=('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\S*)")
+
+
+def _console_without_trading(line: str) -> str:
+    plain = re.sub(r"\x1b\[[\d;]*m", "", line)
+    named = {each[1]: each[2] for each in _NAMED.finditer(plain)}
+    action = named.get("action", "").strip("'\"")
+    if action not in OF_TRADING:
+        return line
+    told = _told_of_trading(action)
+    kept = " ".join(f"{name}={value if name in told else '***'}" for name, value in named.items())
+    first = _NAMED.search(plain)
+    assert first is not None
+    return f"{plain[: first.start()]} {kept}"
+
+
+def _told_of_trading(action: str) -> frozenset[str]:
+    return TOLD_OF_TRADING - {"reason"} if action == "mode" else TOLD_OF_TRADING
 
 
 def _packed(name: str, contents: Mapping[str, bytes], time_s: int) -> bytes:

@@ -212,6 +212,8 @@ async def _port(name: str, port: int, state: State) -> Check:
         except OSError as error:
             if await _is_worker(port):
                 return Check(name, "ok", f"{port}: a worker has it (perpline status)")
+            if name == "dashboard port" and await _is_dashboard(port):
+                return Check(name, "ok", f"{port}: a dashboard has it")
             advice = f"{name.replace(' ', '_')} names another one"
             return Check(name, state, f"{port} is in use: {error.strerror or error}", advice)
     return Check(name, "ok", f"{port} is free")
@@ -228,6 +230,20 @@ async def _is_worker(port: int) -> bool:
             return isinstance(said, dict) and "ok" in said
     except (aiohttp.ClientError, TimeoutError, ValueError):
         return False
+
+
+async def _is_dashboard(port: int) -> bool:
+    """By what it says of itself to whoever is not let in."""
+    timeout = aiohttp.ClientTimeout(total=2)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        for scheme in ("http", "https"):
+            try:
+                # Its certificate may be of any name; nothing is told to it.
+                async with session.get(f"{scheme}://{HOST}:{port}/api/session", ssl=False) as answer:
+                    return answer.headers.get("Server") == "perpline"
+            except (aiohttp.ClientError, TimeoutError):
+                continue
+    return False
 
 
 def _open_files() -> Check:

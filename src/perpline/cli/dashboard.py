@@ -61,7 +61,8 @@ def dashboard(
 ) -> None:
     """Show the market, the decisions and the trades in a browser, until Ctrl-C. A process beside the worker.
 
-    Prints the address with the token that lets a browser in. Mode and flatten work there as on the command line.
+    Prints the address with the token that lets a browser in; where stdout is no terminal, the name of a file that has
+    it. Mode and flatten work there as on the command line.
 
     Example: perpline dashboard --open
 
@@ -81,13 +82,22 @@ def dashboard(
     configure_logging(settings.log_level, settings.log_format, sys.stderr)
     tls = _tls(tls_cert, tls_key)
 
+    left: list[Path] = []
+
+    def leave(name: str, text: str) -> Path:
+        left.append(private_file(settings.data_dir / name, text))
+        return left[-1]
+
     def ready(listening: Listening) -> None:
         if as_json:
             print_json({"url": listening.url, "port": listening.port})
-        else:
+        elif sys.stdout.isatty():
             print(listening.url, flush=True)
-        if open_page:
-            webbrowser.open(listening.url)
+        else:  # a journal or a log, which more people read than may trade
+            print(f"the address is in {leave(f'dashboard-{listening.port}.url', listening.url)}", flush=True)
+        if open_page:  # a browser's arguments are for everybody on this machine to read
+            page = f'<!doctype html><meta http-equiv="refresh" content="0; url={listening.url}">'
+            webbrowser.open(leave(f"dashboard-{listening.port}.html", page).absolute().as_uri())
 
     async def main(stop: asyncio.Event) -> None:
         if duration is not None:
@@ -103,7 +113,25 @@ def dashboard(
             on_ready=ready,
         )
 
-    run_loop(main)
+    try:
+        run_loop(main)
+    finally:
+        for path in left:
+            path.unlink(missing_ok=True)
+
+
+def private_file(path: Path, text: str) -> Path:
+    """The file, made anew for this user only. Raises NeedsPerson where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        # Made with its mode, never narrowed afterwards: the token must not be readable for an instant.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"{text}\n")
+    except OSError as error:
+        raise NeedsPerson(f"cannot write the address to {path}: {error.strerror or error}") from None
+    return path
 
 
 def _tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:

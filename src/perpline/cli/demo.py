@@ -43,6 +43,7 @@ from perpline.common.errors import NeedsPerson
 from perpline.domain.candle import MINUTE_MS, last_boundary
 from perpline.domain.order import Account
 from perpline.domain.signal import Status
+from perpline.features.live import kernel_is_kept
 from perpline.worker_client import fetch_status
 
 EDGE_BP = 2.0
@@ -117,6 +118,7 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="perpline-demo-") as folder:
 
         async def main(stop: asyncio.Event) -> dict[str, Any]:
+            await _compile(stop)
             if duration is not None:
                 asyncio.get_running_loop().call_later(START_TIMEOUT_S + duration, stop.set)
             return await _demo(
@@ -137,6 +139,21 @@ def demo(
         print_json(summary)
     else:
         _print_summary(summary)
+
+
+async def _compile(stop: asyncio.Event) -> None:
+    """Compile the feature kernel where no start has done so: a worker would do it while the market already runs."""
+    if kernel_is_kept():
+        return
+    stderr.print("compiling the feature kernel: half a minute, once after an installation", highlight=False)
+    code = "from perpline.features.live import compile_kernel; compile_kernel()"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdin=asyncio.subprocess.DEVNULL)
+    waits = [asyncio.create_task(process.wait()), asyncio.create_task(stop.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waits[1].cancel()
+        await _end(process)
 
 
 async def _demo(

@@ -17,7 +17,7 @@ from perpline.cli.options import ConfigOption, DatabaseOption, JsonOption, print
 from perpline.common.config import load_settings
 from perpline.domain.candle import MINUTE_MS
 from perpline.domain.signal import Status
-from perpline.explanation import explain_facts
+from perpline.explanation import explain_stored
 
 
 def explain(
@@ -41,7 +41,7 @@ def explain(
     if t % MINUTE_MS:
         raise typer.BadParameter(f"{utc_text(t)} and some seconds: minutes close at :00", param_hint="CLOSE_TIME")
     try:
-        facts = asyncio.run(explain_facts(settings, symbol.upper(), t, slot or settings.slot))
+        facts = asyncio.run(explain_stored(settings, symbol.upper(), t, slot or settings.slot))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="SYMBOL, --slot") from None
     if as_json:

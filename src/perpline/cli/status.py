@@ -13,7 +13,9 @@ from rich.text import Text
 
 from perpline.cli.options import ConfigOption, JsonOption, print_json
 from perpline.cli.trading_view import open_positions, positions_table, trading_lines
+from perpline.common.clock import SystemClock
 from perpline.common.config import load_settings
+from perpline.common.watch_word import watch_trouble
 from perpline.domain.candle import MINUTE_MS
 from perpline.worker_client import fetch_status
 
@@ -55,6 +57,8 @@ def status(
         console.print(line)
     for model_line in model_lines(facts["models"]):
         console.print(model_line)
+    if nobody := watch_trouble(settings, SystemClock().now_ms()):
+        console.print(f"alarms: {nobody}", style="bold yellow", soft_wrap=True)
     for connection in facts["connections"]:
         if not connection["live"]:
             console.print(

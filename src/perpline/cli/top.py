@@ -19,7 +19,7 @@ from perpline.cli.top_view import SPARK, Closes, picture, plain_lines
 from perpline.common.clock import SystemClock
 from perpline.common.config import Settings, load_settings
 from perpline.common.errors import NeedsPerson, PerplineError
-from perpline.explanation import explain_facts
+from perpline.explanation import explain_stored
 from perpline.worker_client import fetch_status
 
 PLAIN_WIDTH = 160
@@ -115,7 +115,7 @@ async def load_closes(settings: Settings, facts: dict[str, Any], closes: Closes)
 
 async def _explained(settings: Settings, symbol: str, close_time: int, width: int) -> Text:
     """The page of `perpline explain`. Raises PerplineError."""
-    facts = await explain_facts(settings, symbol, close_time, settings.slot)
+    facts = await explain_stored(settings, symbol, close_time, settings.slot)
     page = Console(file=io.StringIO(), width=width, force_terminal=True, highlight=False, markup=False)
     with page.capture() as captured:
         explain_page(facts, page)

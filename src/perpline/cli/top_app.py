@@ -119,6 +119,7 @@ class TopApp(App[None]):
     #mode.off { border: dashed $secondary; color: $secondary; }
     #mode.paper { border: round #56d4dd; color: #56d4dd; }
     #mode.live { border: heavy #e3b341; color: #e3b341; text-style: bold; }
+    #mode.somelive { border-subtitle-color: #e3b341; border-subtitle-style: bold reverse; }
     #lines { width: 1fr; height: 5; padding: 0 1; }
     #cards { width: 1fr; height: 5; display: none; }
     Card { width: 1fr; height: 5; border: round #30363d; padding: 0 1; border-title-color: $secondary;
@@ -246,7 +247,7 @@ class TopApp(App[None]):
         shown, width = self.picture, self.size.width
         base.set_class(bool(self.away), "away")
         mode = base.query_one("#mode", Static)
-        mode.set_classes(shown.mode)
+        mode.set_classes(f"{shown.mode} somelive" if shown.live_by_name else shown.mode)
         mode.update("\n".join(big(shown.mode)))
         mode.border_title = f"{SHAPES[shown.mode]} mode"
         mode.border_subtitle = mode_note(shown) or None

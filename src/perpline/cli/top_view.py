@@ -18,6 +18,8 @@ BARS = "▁▂▃▄▅▆▇█"
 SHAPES = {"off": "○", "paper": "◐", "live": "●"}
 """A mode is told by its word, its shape and its colour, so that it is told without colours too."""
 MODE_STYLES = {"off": "dim", "paper": "bold cyan", "live": "bold yellow"}
+MOST_NAMED = 5
+"""So many symbols that are live by a mode of their own are named."""
 LETTERS = {
     "A": "█▀▀█ █▀▀█ █  █",
     "E": "█▀▀▀ █▀▀▀ █▄▄▄",
@@ -96,6 +98,11 @@ class Picture(Struct):
     decisions: dict[str, int]
     rows: dict[str, Row] = field(default_factory=dict)
 
+    @property
+    def live_by_name(self) -> list[str]:
+        """Symbols that trade with real money though the mode is another."""
+        return [symbol for symbol, mode in self.other_modes.items() if mode == "live"]
+
 
 class Closes:
     """The last closes of each symbol: what the database had at the start, and what the worker tells since."""
@@ -132,7 +139,8 @@ def picture(facts: dict[str, Any], closes: Closes) -> Picture:
     trading = facts["trading"]
     modes = {} if trading is None else {row["symbol"]: row for row in trading["modes"]}
     mode = modes[""]["mode"] if "" in modes else "off"
-    account_name, account = _account(trading, mode)
+    other_modes = {symbol: row["mode"] for symbol, row in modes.items() if symbol and row["mode"] != mode}
+    account_name, account = _account(trading, mode, other_modes)
     leadership, role = facts["leadership"], role_line(facts)
     connections, rest = facts["connections"], facts["rest"]
     positions: dict[str, dict[str, Any]] = {}
@@ -167,7 +175,7 @@ def picture(facts: dict[str, Any], closes: Closes) -> Picture:
         mode=mode,
         mode_until=modes[""]["until"] if "" in modes else None,
         mode_reason=modes[""]["reason"] if "" in modes else "",
-        other_modes={symbol: row["mode"] for symbol, row in modes.items() if symbol and row["mode"] != mode},
+        other_modes=other_modes,
         account=account_name,
         equity=None if account is None else account["equity"],
         open_pnl=None if account is None else account["unrealized_pnl"],
@@ -188,9 +196,15 @@ def picture(facts: dict[str, Any], closes: Closes) -> Picture:
     )
 
 
-def _account(trading: dict[str, Any] | None, mode: str) -> tuple[str | None, dict[str, Any] | None]:
-    """The account that the mode names; with mode off the one that still holds something, or has traded."""
+def _account(
+    trading: dict[str, Any] | None, mode: str, other_modes: Mapping[str, str]
+) -> tuple[str | None, dict[str, Any] | None]:
+    """The live account where any symbol is live or it holds something, as on the dashboard; else the one that the mode
+    names; with mode off the one that still holds something, or has traded."""
     accounts = {} if trading is None else trading["accounts"]
+    live = accounts.get("live")
+    if live is not None and ("live" in (mode, *other_modes.values()) or live["positions"]):
+        return "live", live
     if mode in accounts:
         return mode, accounts[mode]
     for wanted in ("positions", "closed"):
@@ -227,7 +241,7 @@ def _row(symbol: str, entry: dict[str, Any], mode: str, stale: set[str], quiet: 
 def _stale(facts: dict[str, Any]) -> dict[str, set[str]]:
     """What the worker itself calls stale: symbol → streams."""
     found: dict[str, set[str]] = {}
-    for names in (facts["streams"] or {"stale": {}})["stale"].values():
+    for names in (facts["streams"] or facts.get("rest_feed") or {"stale": {}})["stale"].values():
         for symbol, kind in (name.split(" ", 1) for name in names):
             found.setdefault(symbol, set()).add(kind)
     return found
@@ -357,12 +371,17 @@ def _position(row: Row, width: int) -> Cell:
     if held is None:
         return EMPTY
     side, style = ("▲", "green") if held["side"] > 0 else ("▼", "magenta")
-    text = f"{side} {held['quantity']:g}"
+    text = f"{side} {_quantity_text(held['quantity'])}"
     if width >= WIDE_POSITION and held["entry_price"] is not None:
         text += f" @ {_price(held['entry_price']).text}"
     if not held["protected"]:
         return Cell(f"! {text}", "bold red")
     return Cell(text, style)
+
+
+def _quantity_text(quantity: float) -> str:
+    """Every digit of it, in the least room: 1234567 and 0.003."""
+    return f"{quantity:.8f}".rstrip("0").rstrip(".")
 
 
 def _position_key(row: Row) -> Any:
@@ -496,13 +515,17 @@ def ms_text(milliseconds: float | None) -> str:
 
 
 def mode_note(shown: Picture) -> str:
-    """Until when the mode is in force, and which symbols differ."""
+    """Which symbols are live though the mode is another, until when it is in force, and which others differ."""
     parts = []
+    if live := shown.live_by_name:
+        more = len(live) - MOST_NAMED
+        parts.append("LIVE " + " ".join(live[:MOST_NAMED]) + (f" and {more} more" if more > 0 else ""))
     if shown.mode_until is not None:
         parts.append(f"until {clock_text(shown.mode_until)}")
-    if shown.other_modes:
-        symbol, mode = next(iter(shown.other_modes.items()))
-        parts.append(f"{symbol} {mode}" if len(shown.other_modes) == 1 else f"{len(shown.other_modes)} symbols differ")
+    others = [(symbol, mode) for symbol, mode in shown.other_modes.items() if mode != "live"]
+    if others:
+        symbol, mode = others[0]
+        parts.append(f"{symbol} {mode}" if len(others) == 1 else f"{len(others)} symbols differ")
     return ", ".join(parts)
 
 

@@ -13,6 +13,10 @@ from perpline.exchange.ports import MarketRest
 
 log = structlog.get_logger("perpline.rest_feed")
 
+KINDS = ("kline_1m", "markPrice@1s", "bookTicker")
+"""What every round asks for, named as the streams are."""
+STALE_ROUNDS = 3
+"""What no answer has told of for so many rounds is stale."""
 AFTER_MS = 500
 """A round begins this long after a full period, so that the candle that just closed is final in the answer."""
 
@@ -22,7 +26,8 @@ class RestFeed:
 
     15m and 1h klines are asked for in the first round after one of them closed. Whatever comes goes to the same
     handlers as the streams' messages. A round that takes longer than its period makes the next ones be skipped, counted
-    in `rounds_skipped`; what fails is told, and asked again in the next round.
+    in `rounds_skipped`; what fails is told, and asked again in the next round. `last_error` is empty after a round in
+    which nothing failed.
     """
 
     def __init__(
@@ -50,22 +55,58 @@ class RestFeed:
         self._on_book = on_book
         self._every_ms = round(every_s * 1000)
         self._asked_boundary = {"15m": 0, "1h": 0}
+        self._round_s = 0.0
 
     def forget(self, symbol: str) -> None:
         """Drop what is remembered of a symbol that is followed no more."""
         for key in [key for key in self.heard_at if key[0] == symbol]:
             del self.heard_at[key]
 
+    def silent(self) -> list[tuple[str, str]]:
+        """(symbol, kind) of which nothing has come for `STALE_ROUNDS` rounds, though it came before."""
+        period_s = self._every_ms / 1000 / self._clock.speed
+        oldest_s = self._clock.wall_s() - STALE_ROUNDS * max(period_s, self._round_s, 1.0)
+        return [
+            (symbol, kind)
+            for symbol in self._symbols()
+            for kind in KINDS
+            if self.heard_at.get((symbol, kind), oldest_s) < oldest_s
+        ]
+
+    def facts(self) -> dict[str, object]:
+        """For /status; `stale` as the market streams tell it."""
+        silent = [f"{symbol} {kind}" for symbol, kind in self.silent()]
+        return {
+            "rounds": self.rounds,
+            "rounds_skipped": self.rounds_skipped,
+            "failures": self.failures,
+            "last_error": self.last_error,
+            "stale": {"REST": silent} if silent else {},
+        }
+
+    def trouble(self) -> list[str]:
+        """What is wrong, in words."""
+        found = [f"REST did not answer all of the last round: {self.last_error}"] if self.last_error else []
+        if silent := self.silent():
+            named = ", ".join(f"{symbol} {kind}" for symbol, kind in silent[:5])
+            more = f" and {len(silent) - 5} more" if len(silent) > 5 else ""
+            found.append(f"REST: {named}{more} have not been told for {STALE_ROUNDS} rounds")
+        return found
+
     async def run(self) -> None:
         """Ask until cancelled."""
         while True:
             now = self._clock.exchange_now_ms()
             due = now - now % self._every_ms + AFTER_MS
-            if due < now:
+            if due <= now:
                 due += self._every_ms
             await self._clock.sleep((due - now) / 1000)
+            failures, began_s = self.failures, self._clock.wall_s()
             await self._round(self._clock.exchange_now_ms())
             self.rounds += 1
+            self._round_s = self._clock.wall_s() - began_s
+            if self.failures == failures:
+                self.last_error = ""
             late_ms = self._clock.exchange_now_ms() - due
             self.rounds_skipped += max(0, late_ms // self._every_ms)
 

@@ -222,6 +222,9 @@ class Settings(BaseModel):
     """Where `perpline dashboard` listens; 0 takes a free one."""
     dashboard_host: str = Field("127.0.0.1", pattern=r"^[A-Za-z0-9_.:-]{1,253}$")
     """On which address, or under which name. Others than this machine's own want --allow-remote and TLS."""
+    dashboard_origin: str = ""
+    """Where people reach the dashboard through a proxy that ends TLS, as https://perpline.example.com. Requests under
+    that name and from pages of that origin are then ours too."""
     alert_urls: tuple[SecretStr, ...] = ()
     """Who is told of alarms by `perpline alerts run`: addresses as apprise writes them, mailto://… or discord://…, as a
     list; in the environment variable with spaces between them. They hold secrets and are never shown."""
@@ -318,6 +321,17 @@ class Settings(BaseModel):
     def _check_redis_url(cls, value: SecretStr) -> SecretStr:
         _check_scheme(value.get_secret_value(), ("memory", "redis", "rediss", "unix"))
         return value
+
+    @field_validator("dashboard_origin")
+    @classmethod
+    def _check_dashboard_origin(cls, value: str) -> str:
+        if not value:
+            return value
+        _check_scheme(value, ("http", "https"), needs_host=True)
+        origin = value.rstrip("/").lower()
+        if not re.fullmatch(r"https?://[a-z0-9.:\[\]-]+", origin):
+            raise ValueError("an origin is expected: scheme, name and perhaps a port, as https://perpline.example.com")
+        return origin
 
     @field_validator("runbook_url")
     @classmethod

@@ -13,6 +13,7 @@ import re
 import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any, Literal, TypeVar
@@ -24,23 +25,24 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from msgspec import Struct
 
 from perpline import __version__
-from perpline.bootstrap import make_data_dir, open_store
-from perpline.common.clock import Clock
+from perpline.bootstrap import open_current
+from perpline.common.clock import Clock, SystemClock
 from perpline.common.config import Settings, masked_url
 from perpline.common.errors import NeedsPerson, PerplineError, Unavailable
-from perpline.dashboard.reading import Reading, open_position
+from perpline.common.runbooks import page_of
+from perpline.common.watch_word import watch_trouble
+from perpline.dashboard.reading import Reading
 from perpline.dashboard.snapshot import Picture, Viewer
 from perpline.desk import Unclear, change_mode, flatten, mode_change
 from perpline.domain.candle import INTERVAL_MS, MINUTE_MS
 from perpline.domain.market import BookTicker, slippage_estimate
-from perpline.explanation import explain_facts
+from perpline.explanation import NoRow, explain_facts
 from perpline.inference.registry import DEFAULT_MODELS
 from perpline.trading.mode import Mode, Positions
 from perpline.worker_client import fetch_status
 
 log = structlog.get_logger("perpline.dashboard")
 
-COOKIE = "perpline_session"
 CSRF_HEADER = "X-Perpline-CSRF"
 LANGUAGES = ("en", "ko")
 MAX_BODY = 64 << 10
@@ -51,10 +53,12 @@ MOST_MESSAGE = 256
 EVERY_S = 0.2
 """A browser is told at most so often."""
 SEND_WITHIN_S = 10.0
+GOODBYE_WITHIN_S = 1.0
+"""So long a stop waits for requests that are being answered; for a flatten as long as it takes."""
 PING_EVERY_S = 20.0
-SLIPPAGE_CACHE_S = 2.0
 LAST_TIME = 4_102_444_800_000
 """2100-01-01: no time that is asked for is later."""
+BOOK = "bookTicker"
 SYMBOL = re.compile(r"\w{1,40}")
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 SLOT = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
@@ -138,12 +142,13 @@ async def serve(
     if not is_loopback(host) and not (allow_remote and (tls is not None or without_tls)):
         raise NeedsPerson(
             f"others would reach the dashboard on {host}: that wants --allow-remote with --tls-cert and --tls-key "
-            "(or --allow-remote-without-tls behind something that encrypts); docs/dashboard.md has the way by SSH"
+            "(or --allow-remote-without-tls in a network that encrypts by itself); docs/dashboard.md has the ways by "
+            "SSH and by a proxy"
         )
     reading = Reading(settings, clock)
     picture = Picture(settings, reading, clock)
     dashboard = Dashboard(settings, clock, reading, picture, by=by, is_secure=tls is not None)
-    runner = web.AppRunner(dashboard.app(), access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(dashboard.app(), access_log=None, shutdown_timeout=GOODBYE_WITHIN_S)
     keeping = asyncio.create_task(picture.run(), name="picture")
     try:
         await runner.setup()
@@ -156,7 +161,7 @@ async def serve(
             ) from None
         port = runner.addresses[0][1]
         shown = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-        address = f"{'http' if tls is None else 'https'}://{shown}:{port}"
+        address = settings.dashboard_origin or f"{'http' if tls is None else 'https'}://{shown}:{port}"
         on_ready(Listening(f"{address}/?token={dashboard.token}", port))
         stopped = asyncio.create_task(stop.wait(), name="stop")
         await asyncio.wait((stopped, keeping), return_when=asyncio.FIRST_COMPLETED)
@@ -164,6 +169,7 @@ async def serve(
         if keeping.done():
             keeping.result()
     finally:
+        await dashboard.finish()
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
         await runner.cleanup()
@@ -194,12 +200,14 @@ class Dashboard:
         self._picture = picture
         self._by = by
         self._scheme = "https" if is_secure else "http"
+        self._origin = settings.dashboard_origin
+        self._origin_name = _name_of(self._origin.partition("://")[2])
         self._is_remote = not is_loopback(settings.dashboard_host)
         self._files = static_files()
         self._csp = content_security_policy(self._files)
         self._sockets: set[web.WebSocketResponse] = set()
         self._flattening = asyncio.Lock()
-        self._status: tuple[float, dict[str, Any]] = (-1e9, {})
+        self._ends = False
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=MAX_BODY, middlewares=[self._guard])
@@ -225,6 +233,14 @@ class Dashboard:
             ]
         )
         return app
+
+    async def finish(self) -> None:
+        """Let what is being closed be closed; nothing more is begun."""
+        self._ends = True
+        if self._flattening.locked():
+            log.info("waiting_for_flatten", action="stop")
+        async with self._flattening:
+            return
 
     # ---- the guard
 
@@ -264,7 +280,7 @@ class Dashboard:
             return _error(403, "this is not for pages of others")
         if is_entry and "token" in request.query:
             return self._enter(request)
-        if not _same(request.cookies.get(COOKIE, ""), self._cookie):
+        if not _same(request.cookies.get(_cookie_name(request), ""), self._cookie):
             if is_entry:
                 return web.Response(status=401, text=f"<!doctype html><p>{HOW_TO_GET_IN}", content_type="text/html")
             return _error(401, HOW_TO_GET_IN)
@@ -278,16 +294,16 @@ class Dashboard:
                 status=401, text=f"<!doctype html><p>This token is not ours. {HOW_TO_GET_IN}", content_type="text/html"
             )
         answer = web.Response(status=303, headers={"Location": "/"})
-        answer.set_cookie(
-            COOKIE, self._cookie, path="/", httponly=True, samesite="Strict", secure=self._scheme == "https"
-        )
+        is_secure = self._scheme == "https" or self._origin.startswith("https:")
+        name = _cookie_name(request)
+        answer.set_cookie(name, self._cookie, path="/", httponly=True, samesite="Strict", secure=is_secure)
         return answer
 
     def _is_our_name(self, host: str) -> bool:
         name = _name_of(host)
         if name is None:
             return False
-        if is_loopback(name) or name.lower() == self._settings.dashboard_host.lower():
+        if is_loopback(name) or name.lower() in (self._settings.dashboard_host.lower(), self._origin_name):
             return True
         if not self._is_remote:
             return False
@@ -298,7 +314,10 @@ class Dashboard:
         return True
 
     def _is_our_origin(self, origin: str, host: str) -> bool:
-        return origin.lower() == f"{self._scheme}://{host.lower()}"
+        if origin.lower() == self._origin:
+            return True  # also under another name: a proxy may ask by ours
+        is_asked_by_proxy = self._origin_name is not None and _name_of(host.lower()) == self._origin_name
+        return not is_asked_by_proxy and origin.lower() == f"{self._scheme}://{host.lower()}"
 
     async def _add_headers(self, request: web.Request, answer: web.StreamResponse) -> None:
         answer.headers.update(_HEADERS)
@@ -358,12 +377,15 @@ class Dashboard:
         side: Literal["buy", "sell"] = "buy" if asked.one_of("side", ("buy", "sell")) == "buy" else "sell"
         amount = asked.amount("quote_usdt", 1e9)
         asked.end()
-        told = (await self._newest_status())["symbols"].get(symbol) or {}
+        settings = self._settings
+        try:
+            told = (await fetch_status(settings.data_dir, settings.status_port, symbol=symbol))["symbols"].get(symbol)
+        except NeedsPerson as error:
+            raise Unavailable(str(error)) from None
         names = ("bid", "bid_quantity", "ask", "ask_quantity")
-        numbers = [float(told[name]) for name in names if told.get(name) is not None]
-        if len(numbers) < len(names):
+        bid, bid_quantity, ask, ask_quantity = (float((told or {}).get(name) or 0) for name in names)
+        if min(bid, ask) <= 0:
             raise Unavailable(f"the worker knows no book of {symbol} yet")
-        bid, bid_quantity, ask, ask_quantity = numbers
         book = BookTicker(symbol, bid, bid_quantity, ask, ask_quantity, 0, 0, 0)
         quantity = amount / (ask if side == "buy" else bid)
         estimate = slippage_estimate(book, side, quantity)
@@ -374,7 +396,8 @@ class Dashboard:
                 "bps": estimate.slippage_bps,
                 "quantity": quantity,
                 "quoted_usdt": quoted,
-                "note": "Only the best level of the book is known: what goes beyond its quantity is a guess.",
+                "age_s": ((told or {}).get("ages_s") or {}).get(BOOK),
+                "is_stale": BOOK in (self._picture.rows.get(symbol, {}).get("stale") or ()),
             }
         )
 
@@ -393,16 +416,8 @@ class Dashboard:
         picture = self._picture
         found = await self._reading.health(await self._now())
         status = picture.status or {}
-        freshness = {
-            "streams": status.get("streams"),
-            "limits": picture.limits,
-            "stale": {symbol: row["stale"] for symbol, row in picture.rows.items() if row["stale"]},
-            "connections": status.get("connections"),
-        }
-        told = {
-            name: status.get(name) for name in ("spool", "buffers", "outbox", "room", "candles", "messages", "polls")
-        }
-        return _json({**found, **told, "freshness": freshness, "worker": picture.status is not None})
+        told = {name: status.get(name) for name in ("spool", "buffers", "outbox", "room")}
+        return _json({**found, **told, "worker": picture.status is not None})
 
     async def _get_latency(self, request: web.Request) -> web.Response:
         asked = Asked(request)
@@ -416,7 +431,7 @@ class Dashboard:
 
     async def _get_models(self, request: web.Request) -> web.Response:
         Asked(request).end()
-        found = await self._reading.models(await self._now())
+        found = await self._reading.models(await self._now(), self._settings.slot)
         told = (self._picture.status or {}).get("models") or {}
         ids = {row["model_id"] for row in found["models"]} | {path.name for path in DEFAULT_MODELS.iterdir()}
         reports = await asyncio.to_thread(lambda: sorted(each for each in ids if self._report_of(each) is not None))
@@ -451,15 +466,16 @@ class Dashboard:
         Asked(request).end()
         now, picture = await self._now(), self._picture
         found = await self._reading.trading(now)
-        rows = found.pop("open")
         trading = (picture.status or {}).get("trading")
-        accounts: dict[str, Any] = {}
+        # An account that the worker does not look after, being another's or without a key, may hold something too.
+        accounts: dict[str, Any] = {
+            name: {"account": name, "positions": positions, "told_by": "tables"}
+            for name, positions in found.pop("open").items()
+        }
         if trading is not None:
-            accounts = {name: {"account": name, **each} for name, each in trading["accounts"].items()}
-        else:
-            for row in rows:
-                account = accounts.setdefault(row["account"], {"account": row["account"], "positions": []})
-                account["positions"].append(open_position(row))
+            accounts |= {
+                name: {"account": name, **each, "told_by": "worker"} for name, each in trading["accounts"].items()
+            }
         told = {"live": None, "keys": None, "waiting_for_lease": []} if trading is None else trading
         more = {name: told[name] for name in ("live", "keys", "waiting_for_lease")}
         return _json({**found, **more, "accounts": accounts, "pnl_today": picture.header.get("pnl_today")})
@@ -475,11 +491,13 @@ class Dashboard:
                 "level": levels.get(row["severity"], "info"),
                 "at": row["raised_at"],
                 "fields": {name: row[name] for name in ("subject", "text", "cleared_at") if row[name]},
+                "runbook_url": page_of(row["name"], base) if (base := self._settings.runbook_url) else None,
             }
             for row in found.pop("alerts")
         ]
         alarms = sorted([*alerts, *self._picture.logs], key=lambda each: -each["at"])
-        return _json({**found, "alarms": alarms})
+        unwatched = watch_trouble(self._settings, SystemClock().now_ms()) or None
+        return _json({**found, "alarms": alarms, "unwatched": unwatched})
 
     async def _get_explain(self, request: web.Request) -> web.Response:
         asked = Asked(request)
@@ -489,13 +507,13 @@ class Dashboard:
         asked.end()
         if close_time % MINUTE_MS:
             raise Wrong("close_time: minutes close at :00")
+        models_dir, speed = self._settings.models_dir, self._picture.speed
         try:
-            async with asyncio.timeout(20):
-                return _json(await explain_facts(self._settings, symbol, close_time, slot))
-        except NeedsPerson as error:
-            return _error(404, str(error))
-        except TimeoutError:
-            raise Unavailable("the database took too long") from None
+            return _json(
+                await self._reading.ask(lambda store: explain_facts(store, models_dir, symbol, close_time, slot, speed))
+            )
+        except NoRow as error:
+            return _error(404, str(error), code="no_row")
 
     # ---- what is changed
 
@@ -510,9 +528,7 @@ class Dashboard:
             confirm_live=body.confirm_live,
             by=self._by,
         )
-        make_data_dir(self._settings)
-        store = open_store(self._settings.database_url.get_secret_value())
-        await store.open()
+        store = await open_current(self._settings.database_url.get_secret_value())
         try:
             rows = await change_mode(store, self._settings, change)
         except NeedsPerson as error:
@@ -520,15 +536,19 @@ class Dashboard:
         finally:
             await store.close()
         log.info("mode_asked", mode=body.mode.value, symbols=body.symbols, by=self._by, action="mode")
+        with suppress(PerplineError):  # it is stored; the page will see it a little later then
+            await self._picture.look_at_tables()
         return _json({"changed": [{**msgspec.to_builtins(row), "now": row.at(row.changed_at).value} for row in rows]})
 
     async def _post_flatten(self, request: web.Request) -> web.Response:
         body = await self._body(request, FlattenBody)
         if body.confirm != "FLATTEN":
             raise Wrong('confirm: the word "FLATTEN" is expected')
-        symbols = await self._known_symbols(body.symbols)
+        symbols = _names(body.symbols)  # also one that is followed no more, or never was: an account may hold it
         if self._flattening.locked():
             return _error(409, "what is open is being closed already")
+        if self._ends:
+            return _error(503, "the dashboard is being stopped")
         async with self._flattening:
             try:
                 done = await flatten(
@@ -616,22 +636,13 @@ class Dashboard:
     # ---- what several need
 
     async def _now(self) -> int:
-        """The market's time; where no worker ever told it, that of the newest decision."""
+        """The market's time. Where no worker ever told it, ours; but a simulated exchange has a time of its own, of
+        which the newest decision tells the most."""
         await self._picture.known()
         if self._picture.now is not None:
             return self._picture.now
-        newest = await self._reading.newest(self._settings.slot)
+        newest = await self._reading.newest(self._settings.slot) if self._settings.network == "custom" else None
         return self._clock.now_ms() if newest is None else newest
-
-    async def _newest_status(self) -> dict[str, Any]:
-        at, status = self._status
-        if self._clock.wall_s() - at > SLIPPAGE_CACHE_S:
-            try:
-                status = await fetch_status(self._settings.data_dir, self._settings.status_port)
-            except NeedsPerson as error:
-                raise Unavailable(str(error)) from None
-            self._status = self._clock.wall_s(), status
-        return status
 
     async def _known_symbol(self, asked: "Asked") -> str:
         symbol = asked.text("symbol", SYMBOL, "a symbol")
@@ -639,11 +650,8 @@ class Dashboard:
         return known
 
     async def _known_symbols(self, names: Collection[str]) -> list[str]:
-        wanted = list(dict.fromkeys(name.upper() for name in names))
-        if not wanted:
+        if not (wanted := _names(names)):
             return []
-        if len(wanted) > 2000 or not all(SYMBOL.fullmatch(name) for name in wanted):
-            raise Wrong("symbols: names like BTCUSDT are expected")
         await self._picture.known()
         known = set(self._picture.rows)
         if not known >= set(wanted):
@@ -727,8 +735,15 @@ def _json(value: Mapping[str, Any]) -> web.Response:
     return web.Response(body=_encode(value), content_type="application/json")
 
 
-def _error(status: int, text: str) -> web.Response:
-    return web.Response(status=status, body=_encode({"error": text}), content_type="application/json")
+def _error(status: int, text: str, **more: str) -> web.Response:
+    return web.Response(status=status, body=_encode({"error": text, **more}), content_type="application/json")
+
+
+def _cookie_name(request: web.Request) -> str:
+    """With our port, for a browser tells all ports of a machine apart by nothing else."""
+    transport = request.transport
+    port = 0 if transport is None else transport.get_extra_info("sockname")[1]
+    return f"perpline_session_{port}"
 
 
 def _same(given: str, ours: str) -> bool:
@@ -759,6 +774,14 @@ def _acknowledged(text: str) -> int | None:
     ):
         return None
     return int(said["n"])
+
+
+def _names(symbols: Collection[str]) -> list[str]:
+    """The symbols as they are written, each once. Raises Wrong for what can be none."""
+    wanted = list(dict.fromkeys(name.upper() for name in symbols))
+    if len(wanted) > 2000 or not all(SYMBOL.fullmatch(name) for name in wanted):
+        raise Wrong("symbols: names like BTCUSDT are expected")
+    return wanted
 
 
 def _line(text: str, name: str) -> str:

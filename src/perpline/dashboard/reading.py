@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import numpy as np
 from perpline.bootstrap import open_store
 from perpline.common.clock import Clock
 from perpline.common.config import Settings
-from perpline.common.errors import Unavailable
+from perpline.common.errors import PerplineError, Unavailable
 from perpline.domain.candle import INTERVAL_MS, MINUTE_MS
 from perpline.domain.signal import Status
 from perpline.storage.store import TRADING_TABLES, Row, Store
@@ -20,9 +21,9 @@ from perpline.trading.books import read
 from perpline.trading.mode import InForce, mode_rows
 
 WITHIN_S = 15.0
-"""A page waits no longer for the database."""
+"""A page waits no longer for the database, and what takes longer is stopped there."""
 MOST_CELLS = 100_000
-"""Of the heat map: 600 symbols and 160 minutes."""
+"""Of the heat map: 600 symbols and 160 minutes. And the most decisions whose stamps are read."""
 ROWS = 2_000
 """The most of each series below a chart."""
 NEWEST = 200
@@ -35,6 +36,9 @@ CACHE_S = 30.0
 CALIBRATION_BINS = 10
 CALIBRATION_ROWS = 50_000
 CALIBRATION_MS = 60 * DAY_MS
+SUMS_DAYS = 30
+MOST_OPEN = 2_000
+RATIOS = ("global_account", "top_account", "top_position", "taker")
 LATE, REPAIRED, SYNTHETIC, MISSING = 1, 2, 4, 8
 """Flags of a cell of the heat map."""
 SOURCED = ("candles_1m", "candles_15m", "candles_1h", "mark_klines", "index_klines", "premium_klines")
@@ -55,32 +59,54 @@ class Reading:
         self._clock = clock
         self._store: Store | None = None
         self._opening = asyncio.Lock()
+        self._closing: set[asyncio.Task[None]] = set()
         self._kept: dict[str, tuple[float, Any]] = {}
 
     async def close(self) -> None:
+        closing = list(self._closing)
+        for task in closing:
+            task.cancel()
+        await asyncio.gather(*closing, return_exceptions=True)
         store, self._store = self._store, None
         if store is not None:
             await store.close()
 
+    async def ask(self, work: Callable[[Store], Awaitable[T]]) -> T:
+        """What `work` finds in the database; Unavailable, and stopped there, where that takes too long."""
+        store = await self._opened()
+        try:
+            async with asyncio.timeout(WITHIN_S):
+                return await work(store)
+        except TimeoutError:
+            raise Unavailable(f"the database took longer than {WITHIN_S:g} s") from None
+
     async def _opened(self) -> Store:
         async with self._opening:
+            if self._store is not None and self._store.is_moved():
+                # A file was restored or put in its place: whoever still reads the old one has WITHIN_S for it.
+                self._closing.add(closing := asyncio.create_task(self._close_later(self._store), name="old database"))
+                closing.add_done_callback(self._closing.discard)
+                self._store = None
+                self._kept.clear()
             if self._store is None:
                 store = open_store(self._settings.database_url.get_secret_value(), read_only=True)
                 await store.open()
                 self._store = store
             return self._store
 
-    async def _select(self, query: str) -> list[Row]:
-        store = await self._opened()
+    async def _close_later(self, store: Store) -> None:
         try:
-            async with asyncio.timeout(WITHIN_S):
-                return await store.select(query)
-        except TimeoutError:
-            raise Unavailable(f"the database took longer than {WITHIN_S:g} s") from None
+            await self._clock.sleep_wall(WITHIN_S)
+        finally:
+            with suppress(PerplineError):
+                await store.close()
+
+    async def _select(self, query: str) -> list[Row]:
+        return await self.ask(lambda store: store.select(query))
 
     async def _newest(self, table: str) -> list[Facts]:
         """The newest rows of a table of trading, the newest first."""
-        return (await read(await self._opened(), table, limit=NEWEST))[::-1]
+        return (await self.ask(lambda store: read(store, table, limit=NEWEST)))[::-1]
 
     # ---- session and live picture
 
@@ -88,7 +114,7 @@ class Reading:
         """Those that were ever decided."""
         if (known := self._fresh(f"symbols {slot}")) is not None:
             return list(known)
-        return self._keep(f"symbols {slot}", sorted(await (await self._opened()).last_decided(slot)))
+        return self._keep(f"symbols {slot}", sorted(await self.ask(lambda store: store.last_decided(slot))))
 
     async def newest(self, slot: str) -> int | None:
         """The newest T that was decided."""
@@ -104,16 +130,20 @@ class Reading:
         rows = await self._select(f"SELECT symbol, open_time, close FROM candles_1m WHERE open_time >= {since}")
         return [(symbol, int(time), float(close)) for symbol, time, close in rows]
 
-    async def day_equity(self, now: int) -> dict[str, float]:
-        """What each account was worth first on this UTC day."""
-        found = {}
-        for account in ACCOUNTS:
-            rows = await self._select(
-                f"SELECT equity FROM equity WHERE account = '{account}' AND minute >= {now - now % DAY_MS} "
-                "ORDER BY minute LIMIT 1"
-            )
-            if rows:
-                found[account] = float(rows[0][0])
+    async def modes(self) -> InForce:
+        """What people have set."""
+        return InForce(await self.ask(mode_rows))
+
+    async def open_positions(self) -> dict[str, list[Facts]]:
+        """By account, as the worker tells them; no mark price, and whether a stop rests is not known."""
+        names = ", ".join(f'"{name}"' for name in _OPEN)
+        rows = await self._select(
+            f"SELECT {names} FROM positions WHERE status <> 'closed' ORDER BY opened_at, position_id LIMIT {MOST_OPEN}"
+        )
+        unknown = dict.fromkeys(("mark_price", "unrealized_pnl", "protected", "naked_ms"))
+        found: dict[str, list[Facts]] = {}
+        for row in _named(_OPEN, rows):
+            found.setdefault(row["account"], []).append({**_numbers(row), **unknown})
         return found
 
     # ---- pages
@@ -161,33 +191,55 @@ class Reading:
             )
             return [list(row) for row in rows[::-1]]
 
+        def thin(table: str, series: str, time: str) -> str:
+            """What was told last of the end of each candle; some is told anew later."""
+            same = " AND ".join(f"newer.{name} = {table}.{name}" for name in ("symbol", series, time))
+            newer = f"SELECT 1 FROM {table} newer WHERE {same} AND newer.revision > {table}.revision"
+            return f"{time} % {step} = 0 AND NOT EXISTS ({newer})"
+
         mark = await series(
             "premium_index", "minute, mark_price, index_price, funding_rate", "minute", f"AND minute % {step} = 0"
         )
         premium = await series("premium_klines", "open_time, close * 10000", "open_time", f"AND open_time % {step} = 0")
-        interest = await series("open_interest", "time, open_interest", "time", "AND kind = 'hist_5m'")
-        if not interest:
-            interest = await series("open_interest", "time, open_interest", "time")
-        ratios: dict[str, list[list[Any]]] = defaultdict(list)
-        for name, time, value in await series("long_short_ratio", "ratio, period_end, value", "period_end"):
-            ratios[name].append([time, value])
+        interest: list[list[Any]] = []
+        for kind in ("hist_5m", "spot_1m"):
+            interest = interest or await series(
+                "open_interest",
+                "time, open_interest",
+                "time",
+                f"AND kind = '{kind}' AND {thin('open_interest', 'kind', 'time')}",
+            )
+        ratios = {}
+        for ratio in RATIOS:
+            told = await series(
+                "long_short_ratio",
+                "period_end, value",
+                "period_end",
+                f"AND ratio = '{ratio}' AND {thin('long_short_ratio', 'ratio', 'period_end')}",
+            )
+            if told:
+                ratios[ratio] = told
         funding = await series("funding_rates", "funding_time, rate", "funding_time")
         return {"mark": mark, "premium": premium, "open_interest": interest, "ratios": ratios, "funding": funding}
 
     async def minutes(self, symbols: Sequence[str], minutes: int, end: int, now: int, slot: str, speed: float) -> Facts:
-        """The heat map of the minutes that closed until `end`: a status or None, flags, and of a signal its side."""
+        """The heat map of the minutes that closed until `end`: a status or None, flags, and of a signal its side.
+
+        Of many symbols fewer `minutes` than `asked`: MOST_CELLS.
+        """
         last = end - end % MINUTE_MS
-        minutes = min(minutes, max(1, MOST_CELLS // max(1, len(symbols))))
-        times = [last - number * MINUTE_MS for number in range(minutes - 1, -1, -1)]
+        shown = min(minutes, max(1, MOST_CELLS // max(1, len(symbols))))
+        times = [last - number * MINUTE_MS for number in range(shown - 1, -1, -1)]
         within = f"BETWEEN {times[0] - MINUTE_MS} AND {last - MINUTE_MS}"
+        names = ", ".join(f"'{symbol}'" for symbol in symbols) or "''"
         decided = await self._select(
             "SELECT symbol, close_time, status, side FROM signals "
-            f"WHERE slot = '{slot}' AND close_time BETWEEN {times[0]} AND {last} LIMIT {MOST_CELLS}"
+            f"WHERE slot = '{slot}' AND close_time BETWEEN {times[0]} AND {last} AND symbol IN ({names})"
         )
         late_ms = MINUTE_MS + round(self._settings.close_deadline_s * 1000)
         candles = await self._select(
-            f"SELECT symbol, open_time, synthetic, source <> 'ws' OR received_at > open_time + {late_ms} "
-            f"FROM candles_1m WHERE open_time {within} LIMIT {MOST_CELLS}"
+            f"SELECT symbol, open_time, synthetic, received_at > open_time + {late_ms} "
+            f"FROM candles_1m WHERE open_time {within} AND symbol IN ({names})"
         )
         gaps = await self._select(
             "SELECT symbol, from_time, to_time FROM gaps WHERE series = 'candles_1m' AND repaired_at IS NOT NULL "
@@ -196,7 +248,7 @@ class Reading:
         )
         settled = now - SETTLED_MS - round(SETTLED_WALL_MS * speed)
         cells = await asyncio.to_thread(_cells, symbols, times, decided, candles, gaps, settled)
-        return {"times": times, "symbols": list(symbols), "cells": cells}
+        return {"times": times, "symbols": list(symbols), "cells": cells, "minutes": shown, "asked": minutes}
 
     async def health(self, now: int) -> Facts:
         """The gap ledger, revisions, and where the candles of a day came from."""
@@ -235,29 +287,39 @@ class Reading:
         }
 
     async def latency(self, minutes: int, now: int, slot: str, speed: float) -> Facts:
-        """How long the decisions of each minute took, wall milliseconds, by the stamps in their rows."""
+        """How long the decisions of each minute took until the database was handed them, wall milliseconds, by the
+        stamps in their rows. Of many symbols fewer `minutes` than `asked`: MOST_CELLS."""
         rows = await self._select(
             "SELECT close_time, t_candle_recv, t_features, t_predict, t_commit FROM signals "
             f"WHERE slot = '{slot}' AND close_time > {now - minutes * MINUTE_MS} AND close_time <= {now} "
             "AND t_candle_recv > 0 AND t_features > 0 AND t_predict > 0 AND t_commit > 0 "
             f"ORDER BY close_time DESC LIMIT {MOST_CELLS}"
         )
-        return await asyncio.to_thread(_latencies, rows, speed)
+        shown = minutes
+        if len(rows) == MOST_CELLS:  # of the oldest minute some are missing
+            oldest = rows[-1][0]
+            rows = [row for row in rows if row[0] > oldest]
+            shown = (now - now % MINUTE_MS - oldest) // MINUTE_MS
+        return {**await asyncio.to_thread(_latencies, rows, speed), "minutes": shown, "asked": minutes}
 
-    async def models(self, now: int) -> Facts:
+    async def models(self, now: int, slot: str) -> Facts:
         """What there is and what was in force, and how good the probabilities were where outcomes are known."""
-        store = await self._opened()
         models = [
             {"model_id": row.model_id, "status": row.status, "created_at": row.created_at}
-            for row in (await store.models())[-NEWEST:]
+            for row in (await self.ask(lambda store: store.models()))[-NEWEST:]
         ]
-        deployments = [msgspec.to_builtins(row) for row in (await store.deployments())[: -NEWEST - 1 : -1]]
+        deployed = await self.ask(lambda store: store.deployments())
         outcomes = await self._select(
-            "SELECT s.slot, s.p_cal, o.ret_net FROM signals s JOIN signal_outcomes o ON o.signal_id = s.signal_id "
-            f"WHERE s.close_time > {now - CALIBRATION_MS} AND s.status = '{Status.OK}' AND s.p_cal IS NOT NULL "
-            f"LIMIT {CALIBRATION_ROWS}"
+            "SELECT s.model_id, s.p_cal, o.ret_net FROM signals s "
+            f"JOIN signal_outcomes o ON o.signal_id = s.signal_id WHERE s.slot = '{slot}' "
+            f"AND s.status = '{Status.OK}' AND s.close_time > {now - CALIBRATION_MS} AND s.p_cal IS NOT NULL "
+            f"ORDER BY s.close_time DESC LIMIT {CALIBRATION_ROWS}"
         )
-        return {"models": models, "deployments": deployments, "calibration": _calibration(outcomes)}
+        return {
+            "models": models,
+            "deployments": [msgspec.to_builtins(row) for row in deployed[: -NEWEST - 1 : -1]],
+            "calibration": _calibration(outcomes),
+        }
 
     async def trading(self, now: int) -> Facts:
         """What was traded, and what each account was worth in the last day."""
@@ -269,23 +331,34 @@ class Reading:
             )
             if rows:
                 equity[account] = [[minute, float(value)] for minute, value in rows[::-1]]
-        store = await self._opened()
-        standing = InForce(await mode_rows(store))
+        standing = await self.modes()
         lists = ("positions", "orders", "fills", "refusals")
+        resting = await self.ask(lambda store: read(store, "orders", limit=MOST_OPEN, final_at=None))
         return {
             "modes": [
                 {**msgspec.to_builtins(row), "now": row.at(now).value}
                 for row in (standing.of_all, *standing.of_symbols.values())
             ],
             "history": {name: [_numbers(row) for row in await self._newest(name)] for name in lists},
-            "open": [_numbers(row) for row in await self._open_positions(store)],
+            "open": await self.open_positions(),
+            "orders_open": [_numbers(row) for row in resting[::-1]],
+            "sums": await self._sums(now),
             "twins": [_numbers(row) for row in await self._newest("twins")],
             "equity": equity,
         }
 
-    async def _open_positions(self, store: Store) -> list[Facts]:
-        found = await read(store, "positions", closed_at=None)
-        return [each for each in found if each["status"] != "closed"][-NEWEST:]
+    async def _sums(self, now: int) -> dict[str, Facts]:
+        """By account: how many positions were closed in the last `days`, how many with a gain, and their net, USDT."""
+        realized, fees, funding = (f"CAST({name} AS NUMERIC)" for name in ("realized_pnl", "fees", "funding"))
+        rows = await self._select(
+            "SELECT account, COUNT(*), SUM(CASE WHEN net > 0 THEN 1 ELSE 0 END), SUM(net) FROM ("
+            f"SELECT account, {realized} - {fees} + {funding} AS net FROM positions WHERE status = 'closed' "
+            f"AND closed_at >= {now - SUMS_DAYS * DAY_MS} AND entry_price IS NOT NULL) closed GROUP BY account"
+        )
+        return {
+            account: {"closed": int(closed), "won": int(won), "net": round(float(net), 8), "days": SUMS_DAYS}
+            for account, closed, won, net in rows
+        }
 
     async def log(self) -> Facts:
         """Changes of mode, alarms that were told, and differences from the exchange's books, the newest first."""
@@ -304,15 +377,6 @@ class Reading:
     def _keep(self, name: str, value: T) -> T:
         self._kept[name] = self._clock.wall_s(), value
         return value
-
-
-def open_position(row: Mapping[str, Any]) -> Facts:
-    """An open position of its row, as the worker tells it; no mark price, and whether a stop rests is not known."""
-    names = (
-        *("account", "position_id", "symbol", "side", "status", "quantity", "entry_price", "target", "stop"),
-        *("protective_stop", "realized_pnl", "fees", "funding", "opened_at", "deadline"),
-    )
-    return {**{name: row[name] for name in names}, "mark_price": None, "unrealized_pnl": None, "naked_ms": None}
 
 
 def _cells(
@@ -352,7 +416,7 @@ def _cells(
 
 
 def _latencies(rows: Sequence[Row], speed: float) -> Facts:
-    """`series`: [T, p50, largest] of candle received → committed; `by_minute`: the p50 of each step."""
+    """`series`: [T, p50, largest] of candle received → handed to the database; `by_minute`: the p50 of each step."""
     series, by_minute = [], []
     if rows:
         stamps = np.array(rows, np.int64)[::-1]
@@ -366,32 +430,34 @@ def _latencies(rows: Sequence[Row], speed: float) -> Facts:
             middle = np.median(steps[start:stop], axis=0).round(3).tolist()
             series.append([time, round(float(np.median(took[start:stop])), 3), round(float(took[start:stop].max()), 3)])
             by_minute.append(
-                {"T": time, "n": stop - start, **dict(zip(("features", "predict", "commit"), middle, strict=True))}
+                {"T": time, "n": stop - start, **dict(zip(("features", "predict", "decide"), middle, strict=True))}
             )
     return {"series": series, "by_minute": by_minute}
 
 
-def _calibration(outcomes: Sequence[Row]) -> list[Facts]:
-    """By slot, in tenths of the probability: what was told and how often it was a gain after costs."""
-    by_slot: dict[str, dict[int, list[tuple[float, bool]]]] = defaultdict(lambda: defaultdict(list))
-    for slot, p, gain in outcomes:
-        by_slot[slot][min(CALIBRATION_BINS - 1, int(p * CALIBRATION_BINS))].append((p, gain > 0))
-    return [
-        {
-            "slot": slot,
-            "bins": [
-                {
-                    "p_mean": sum(p for p, _ in found) / len(found),
-                    "hit_rate": sum(hit for _, hit in found) / len(found),
-                    "n": len(found),
-                }
-                for _, found in sorted(bins.items())
-            ],
-        }
-        for slot, bins in sorted(by_slot.items())
-    ]
+def _calibration(outcomes: Sequence[Row]) -> dict[str, list[Facts]]:
+    """By model, in tenths of the probability: what was told and how often it was a gain after costs."""
+    by_model: dict[str, dict[int, list[tuple[float, bool]]]] = defaultdict(lambda: defaultdict(list))
+    for model_id, p, gain in outcomes:
+        by_model[model_id][min(CALIBRATION_BINS - 1, int(p * CALIBRATION_BINS))].append((p, gain > 0))
+    return {
+        model_id: [
+            {
+                "p_mean": sum(p for p, _ in found) / len(found),
+                "hit_rate": sum(hit for _, hit in found) / len(found),
+                "n": len(found),
+            }
+            for _, found in sorted(bins.items())
+        ]
+        for model_id, bins in sorted(by_model.items())
+    }
 
 
+_OPEN = (
+    *("account", "position_id", "symbol", "side", "status", "quantity", "entry_price", "target", "stop"),
+    *("protective_stop", "realized_pnl", "fees", "funding", "opened_at", "deadline"),
+)
+"""Of a position that is open, what the tables know as the worker does."""
 _DECIMALS = frozenset(
     {
         *("quantity", "opened_quantity", "entry_price", "exit_price", "target", "stop", "protective_stop"),

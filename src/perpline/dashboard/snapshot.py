@@ -1,8 +1,9 @@
 """The live picture that browsers are shown: kept from what the worker tells, and told on as what has changed.
 
 The worker is listened to on /events; one without them (an older one, or role inference) is asked for its status each
-second. While neither answers, or one that spoke falls silent, the picture says "away" and keeps the last prices; it
-goes on by itself. Nothing is asked of the worker while nobody looks.
+second. While neither answers, or one that spoke falls silent, the picture says "away" and keeps the last prices; what
+is set and what is open is what the tables have then; it goes on by itself. Nothing is asked of the worker while nobody
+looks.
 """
 
 import asyncio
@@ -16,7 +17,8 @@ import aiohttp
 from perpline.common.clock import Clock
 from perpline.common.config import Settings
 from perpline.common.errors import Malformed, NeedsPerson, PerplineError, Unavailable
-from perpline.dashboard.reading import Reading
+from perpline.dashboard.reading import ACCOUNTS, Reading
+from perpline.trading.mode import ALL, InForce
 from perpline.worker_client import Access, events, fetch_status, read_access
 
 STREAMS = ("kline_1m", "kline_15m", "kline_1h", "markPrice@1s", "bookTicker")
@@ -62,8 +64,6 @@ class Picture:
         self.header: dict[str, Any] = {"worker": "away", "trouble": []}
         self.rows: dict[str, dict[str, Any]] = {}
         self.status: dict[str, Any] | None = None
-        self.now: int | None = None
-        """The market's time at the last word of the worker."""
         self.limits: Sequence[float | None] = (None,) * len(STREAMS)
         self.logs: deque[dict[str, Any]] = deque(maxlen=LOGS)
         self.logged = 0
@@ -83,7 +83,11 @@ class Picture:
         """Our names of the columns of a market row."""
         self._closes: dict[str, dict[int, float]] = {}
         self._read_whole_at = -math.inf
-        self._day_equity: dict[str, float] = {}
+        self._told_now: int | None = None
+        """The market's time at the last word of the worker, and our wall time then."""
+        self._told_now_s = 0.0
+        self._held: Mapping[str, Sequence[Mapping[str, Any]]] = {}
+        """What is open by account, as the tables have it."""
         self._wanted_until = 0.0
         self._woken = asyncio.Event()
         self._known = asyncio.Event()
@@ -95,7 +99,15 @@ class Picture:
 
     @property
     def speed(self) -> float:
-        return float(self.header.get("speed") or 1.0)
+        return float(self.header.get("speed") or self._settings.clock_speed)
+
+    @property
+    def now(self) -> int | None:
+        """The market's time, None before a worker told it: as it told it last, and while it is away what has passed
+        since."""
+        if self._told_now is None or self.status is not None:
+            return self._told_now
+        return self._told_now + round((self._clock.wall_s() - self._told_now_s) * 1000 * self.speed)
 
     def want(self) -> None:
         """Somebody looks."""
@@ -110,6 +122,18 @@ class Picture:
                 await self._known.wait()
         except TimeoutError:
             return
+
+    async def look_at_tables(self) -> None:
+        """Take over what the tables have of modes and open positions, which somebody may just have changed.
+
+        Raises as `Reading` does.
+        """
+        self._held = await self._reading.open_positions()
+        self._show_positions()
+        if self.status is None:
+            modes = await self._reading.modes()
+            if self.status is None:  # else the worker has told meanwhile what is so
+                self._take_modes(modes_at(modes, self.now or self._clock.now_ms()))
 
     async def run(self) -> None:
         """Keep the picture while somebody looks, until cancelled."""
@@ -138,6 +162,7 @@ class Picture:
                     access = read_access(self._settings.data_dir, self._settings.status_port)
                     await self._ask(session)
                     await self._hear(access, session)
+                    await self._clock.sleep_wall(RETRY_S)  # a worker that ends each connection is not asked in a loop
                 except (NeedsPerson, Malformed) as error:
                     self._is_away(str(error))
                     await self._clock.sleep_wall(RETRY_S)
@@ -194,6 +219,7 @@ class Picture:
         self._set_header({"worker": "away", "away": reason, "trouble": []})
         for symbol in self.rows:
             self._set(symbol, {"ages": [None] * len(STREAMS), "stale": []})
+        self._show_positions()
 
     def _take_event(self, event: Mapping[str, Any]) -> None:
         match event["type"]:
@@ -226,7 +252,7 @@ class Picture:
         symbols = status.get("symbols") or {}
         self._follow(symbols)
         stale: dict[str, list[str]] = {}
-        for names in ((status.get("streams") or {}).get("stale") or {}).values():
+        for names in ((status.get("streams") or status.get("rest_feed") or {}).get("stale") or {}).values():
             for name in names:
                 symbol, _, stream = name.partition(" ")
                 stale.setdefault(symbol, []).append(stream)
@@ -246,29 +272,16 @@ class Picture:
         self._take_now(status["now"])
         self._known.set()
         trading = status.get("trading")
-        modes = {row["symbol"]: row["mode"] for row in (trading or {}).get("modes", ())}
-        mode = modes.get("", "off")
-        exceptions: dict[str, list[str]] = {"paper": [], "live": [], "off": []}
-        for symbol, own in sorted(modes.items()):
-            if symbol != "" and own != mode:
-                exceptions[own].append(symbol)
-        positions: dict[str, dict[str, Any]] = {}
-        for account in ("paper", "live"):  # of one symbol with both the live one is shown
-            for position in (_accounts(trading).get(account) or {}).get("positions", ()):
-                positions[position["symbol"]] = {"account": account, **position}
-        for symbol in self.rows:
-            self._set(symbol, {"mode": modes.get(symbol, mode), "position": positions.get(symbol)})
+        self._take_modes({row["symbol"]: row["mode"] for row in (trading or {}).get("modes", ())})
+        self._show_positions()
         rest, connections = status.get("rest") or {}, status.get("connections") or ()
         leadership = status.get("leadership")
         self._set_header(
             {
-                "mode": mode,
-                "modes": {own: len(symbols) for own, symbols in exceptions.items() if symbols},
-                "exceptions": {own: symbols[:MOST_EXCEPTIONS] for own, symbols in exceptions.items()},
                 "connections": {"live": sum(bool(each["live"]) for each in connections), "all": len(connections)},
                 "weight": {"used": rest.get("weight_used"), "limit": rest.get("weight_limit")},
                 "close_to_signal_ms": (status.get("decisions") or {}).get("close_to_signal_ms"),
-                "speed": status["speed"] if "speed" in status else 1.0,
+                "speed": status["speed"] if "speed" in status else self.speed,
                 "ready": bool(status.get("ready")),
                 "role": status.get("role"),
                 "leads": True if leadership is None else bool(leadership["leads"]),
@@ -278,10 +291,38 @@ class Picture:
             }
         )
         account = self.position_account()
-        equity = (_accounts(trading).get(account) or {}).get("equity")
-        began = self._day_equity.get(account)
+        facts = _accounts(trading).get(account) or {}
+        equity, began = facts.get("equity"), facts.get("day_equity")  # which the daily loss limit goes by too
         pnl = None if equity is None or began is None else round(equity - began, 8)
         self._set_header({"account": account, "equity": equity, "pnl_today": pnl})
+
+    def _take_modes(self, modes: Mapping[str, str]) -> None:
+        """The mode of all (under "") and those of single symbols."""
+        mode = modes.get(ALL, "off")
+        exceptions: dict[str, list[str]] = {"paper": [], "live": [], "off": []}
+        for symbol, own in sorted(modes.items()):
+            if symbol != ALL and own != mode:
+                exceptions[own].append(symbol)
+        for symbol in self.rows:
+            self._set(symbol, {"mode": modes.get(symbol, mode)})
+        self._set_header(
+            {
+                "mode": mode,
+                "modes": {own: len(symbols) for own, symbols in exceptions.items() if symbols},
+                "exceptions": {own: symbols[:MOST_EXCEPTIONS] for own, symbols in exceptions.items()},
+            }
+        )
+
+    def _show_positions(self) -> None:
+        """Of an account that the worker looks after as it tells them, of another as the tables have them."""
+        told = _accounts((self.status or {}).get("trading"))
+        found: dict[str, dict[str, Any]] = {}
+        for account in ACCOUNTS:  # of one symbol with both the live one is shown
+            positions = told[account].get("positions", ()) if account in told else self._held.get(account, ())
+            for position in positions:
+                found[position["symbol"]] = {"account": account, **position}
+        for symbol in self.rows:
+            self._set(symbol, {"position": found.get(symbol)})
 
     def _take_market(self, symbol: str, values: dict[str, Any]) -> None:
         bid, ask = values.get("bid"), values.get("ask")
@@ -305,12 +346,13 @@ class Picture:
             self.logged += 1
 
     def _take_now(self, now: int) -> None:
-        self.now = now
+        self._told_now, self._told_now_s = now, self._clock.wall_s()
 
     # ---- the tables
 
     async def _keep_from_tables(self) -> None:
-        """What the worker does not tell: closes of the last hour, and with what equity the day began."""
+        """What the worker does not tell: closes of the last hour, what accounts hold that it does not look after, and
+        while it is away the modes."""
         while True:
             if not self._is_wanted:
                 await self._woken.wait()
@@ -318,7 +360,7 @@ class Picture:
             now = self.now or self._clock.now_ms()
             try:
                 self._take_closes(await self._reading.closes(now, self._closes_wanted(), self.speed))
-                self._day_equity = await self._reading.day_equity(now)
+                await self.look_at_tables()
             except PerplineError:
                 pass  # the pages that ask for tables say so
             await self._clock.sleep_wall(TABLES_EVERY_S)
@@ -430,6 +472,11 @@ class Viewer:
     def _numbered(self, message: dict[str, Any]) -> dict[str, Any]:
         self.number += 1
         return {**message, "n": self.number}
+
+
+def modes_at(standing: InForce, now: int) -> dict[str, str]:
+    """The mode by symbol, under "" that of all others."""
+    return {row.symbol: row.at(now).value for row in (standing.of_all, *standing.of_symbols.values())}
 
 
 def _accounts(trading: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -1,10 +1,13 @@
 """Functions over numbers and arrays, compiled by numba with plain IEEE arithmetic and kept on disk."""
 
+import hashlib
+import inspect
 import os
 import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import numba
@@ -35,6 +38,26 @@ def part(function: Function) -> Function:
     """
     made: Function = numba.njit(function, error_model="numpy", fastmath=False, nogil=True, **_NO_ARRAYS)
     return made
+
+
+def compiled_with(*modules: ModuleType) -> Callable[[Function], Function]:
+    """Decorates a function whose parts come from these modules: kept on disk as `compiled` does it, and made anew also
+    when the text of one of them changes. As a `part` it may not make arrays."""
+    texts = "\0".join(inspect.getsource(module) for module in modules)
+
+    def decorate(function: Function) -> Function:
+        is_kept, folder = _has_cache(), _config.CACHE_DIR
+        # numba looks at the function's own file only: other texts have a folder of their own.
+        _config.CACHE_DIR = os.path.join(folder, hashlib.sha256(texts.encode()).hexdigest()[:16])
+        try:
+            made: Function = numba.njit(
+                function, cache=is_kept, error_model="numpy", fastmath=False, nogil=True, **_NO_ARRAYS
+            )
+        finally:
+            _config.CACHE_DIR = folder
+        return made
+
+    return decorate
 
 
 def is_kept(function: Callable[..., object]) -> bool:

@@ -89,7 +89,8 @@ async def promote(
         raise NeedsPerson(f"no model {model_id} is registered: see `perpline models list`")
     found = verdict(models[model_id].report)
     if not found.beats_baselines and not forced_because:
-        raise NeedsPerson(f"{model_id} is not promoted: {found.text}; --force --reason TEXT promotes it all the same")
+        why = found.text.rstrip(".")
+        raise NeedsPerson(f"{model_id} is not promoted: {why}. --force --reason TEXT promotes it all the same")
     await asyncio.to_thread(load_artefact, models_dir / model_id)
     words = f"{by}, forced: {forced_because}" if forced_because else by
     return await _deploy(store, slot, model_id, effective_from, words)

@@ -992,12 +992,12 @@ class SignalEngine:
     async def _store_all(
         self, decisions: Sequence[Decision], predictions: Sequence[Prediction], messages: Sequence[Message]
     ) -> Committed:
-        now_us = self._clock.now_us()
+        handed_over_us = self._clock.now_us()
         if self._speaks is not None and any(decision.status is not Status.SKIPPED_MISSED for decision in decisions):
             assumed = self._assumed({decision.symbol for decision in decisions}, decisions[0].close_time)
-            return await self._store.commit_decisions(decisions, predictions, messages, now_us, assumed=assumed)
+            return await self._store.commit_decisions(decisions, predictions, messages, handed_over_us, assumed=assumed)
         commit = self._commit_with or self._store.commit_decisions
-        return await commit(decisions, predictions, messages, now_us)
+        return await commit(decisions, predictions, messages, handed_over_us)
 
     def _assumed(self, symbols: Collection[str], close_time: int) -> Assumed:
         since = close_time - COOLDOWN_MIN * MINUTE_MS

@@ -108,7 +108,7 @@ class PostgresStore:
         self._decisions = _Lane(partial(self._connect, "decisions", learn=True), self.where)
         self._outbox = _Lane(partial(self._connect, "outbox", synchronous_commit="off"), self.where)
         self._rows = _Lane(partial(self._connect, "rows", learn=True), self.where)
-        self._reads = _Lane(partial(self._connect, "reads"), self.where)
+        self._reads = _Lane(partial(self._connect, "reads"), self.where, stops=True)
         self._upkeep = _Lane(partial(self._connect, "upkeep"), self.where)
         """Opened when it is first needed."""
         self._leases = _Lane(partial(self._connect, "leases"), self.where)
@@ -310,6 +310,9 @@ class PostgresStore:
 
     async def select(self, query: str) -> list[Row]:
         return [tuple(row) for row in await self._reads.run(_fetch_all, query)]
+
+    def is_moved(self) -> bool:
+        return False  # the server knows where its files are, and a lost connection is made anew
 
     async def damage(self) -> list[str]:
         return [text for (text,) in await self.select(self._queries["damage"])]
@@ -735,11 +738,16 @@ def _day_of(partition: str) -> int:
 
 
 class _Lane:
-    """A connection, made when it is needed, that carries out what it is given in order."""
+    """A connection, made when it is needed, that carries out what it is given in order.
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], where: str) -> None:
+    With `stops` the server is told when a caller is cancelled, for it does not notice before it has the answer.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], where: str, *, stops: bool = False) -> None:
         self._connect = connect
         self._where = where
+        self._stops = stops
+        self._goodbyes: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
         self._is_open = False
         self._connection: Connection | None = None
@@ -750,6 +758,8 @@ class _Lane:
 
     async def close(self) -> None:
         self._is_open = False
+        if self._goodbyes:
+            await asyncio.wait(self._goodbyes)
         async with self._turn:
             if self._connection is not None:
                 try:
@@ -774,13 +784,24 @@ class _Lane:
                 return await work(self._connection, *args, **kwargs)
             except BaseException as error:
                 # Broad, for whatever ended it, a cancellation too: nobody knows what the connection is in the midst of.
-                if self._connection is not None:
-                    self._connection.terminate()
-                    self._connection = None
+                connection, self._connection = self._connection, None
+                if connection is not None and self._stops and isinstance(error, asyncio.CancelledError):
+                    self._goodbyes.add(goodbye := asyncio.create_task(_stop(connection), name="stop a query"))
+                    goodbye.add_done_callback(self._goodbyes.discard)
+                elif connection is not None:
+                    connection.terminate()
                 meant = _meaning(error, self._where)
                 if meant is None:
                     raise
                 raise meant from error
+
+
+async def _stop(connection: Connection) -> None:
+    """End what was cancelled on it: asyncpg's close waits until the server has been told, terminate does not."""
+    try:
+        await connection.close(timeout=CONNECT_TIMEOUT_S)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        connection.terminate()
 
 
 _AWAY = ("08", "25006", "25P03", "40", "53", "55P03", "57", "58", "0A000")

@@ -15,6 +15,7 @@ checkpoints, for that waits for the disk.
 import asyncio
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -95,11 +96,13 @@ class SqliteStore:
         self.path = Path(path)
         self._read_only = read_only
         self._write = _Lane(self.path, "writer")
-        self._read = _Lane(self.path, "reader")
+        self._read = _Lane(self.path, "reader", stops=True)
         self._checkpoint = _Lane(self.path, "checkpointer")
         self._queries = named_queries("sqlite")
         self._bulk = asyncio.Lock()
         self.schema_was = 0
+        self._file: tuple[int, int] | None = None
+        """Device and inode of what was opened."""
         self._wal_pages = 0
         self._checkpointing: asyncio.Task[None] | None = None
 
@@ -134,6 +137,7 @@ class SqliteStore:
                 await self._write.open(self._connect_to_write)
                 await self._read.open(self._connect_to_read)
                 await self._checkpoint.open(self._connect_to_checkpoint)
+            self._file = _identity(self.path)
         except BaseException:
             await self.close()
             raise
@@ -336,6 +340,9 @@ class SqliteStore:
     async def select(self, query: str) -> list[Row]:
         return await self._read.run(_fetch, query, ())
 
+    def is_moved(self) -> bool:
+        return _identity(self.path) != self._file
+
     async def damage(self) -> list[str]:
         found = await self._read.run(_fetch, "PRAGMA integrity_check", ())
         return [text for (text,) in found if text != "ok"]
@@ -400,11 +407,19 @@ class SqliteStore:
 
 
 class _Lane:
-    """A thread with one connection, which carries out what it is given in order."""
+    """A thread with one connection, which carries out what it is given in order.
 
-    def __init__(self, path: Path, name: str) -> None:
+    With `stops` what a caller asked is interrupted when the caller is cancelled, so that others wait for nothing that
+    nobody wants; without, it is finished.
+    """
+
+    def __init__(self, path: Path, name: str, *, stops: bool = False) -> None:
         self._path = path
         self._name = name
+        self._stops = stops
+        self._turn = threading.Lock()
+        """Of who looks at, or changes, which job runs."""
+        self._running: _Job | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._connection: apsw.Connection | None = None
 
@@ -436,8 +451,13 @@ class _Lane:
         """What the function returns, called in the thread with the connection. Errors are perpline's."""
         if self._connection is None:
             raise RuntimeError(f"{self._path} is not open for this")
+        job, connection = _Job(), self._connection
         try:
-            return await self._call(function, self._connection, *args, **kwargs)
+            return await self._call(self._do, job, lambda: function(connection, *args, **kwargs))
+        except asyncio.CancelledError:
+            if self._stops:
+                self._stop(job)
+            raise
         except apsw.CantOpenError as error:
             # It was open before: the process has run out of files, or the folder has gone for a while.
             raise Unavailable(f"{self._path}: {error}") from error
@@ -446,6 +466,24 @@ class _Lane:
                 raise NeedsPerson(f"{self._path} was moved or deleted while it was in use") from error
             # It could be written before: a kernel makes a disk that fails read-only, and a person may mend that.
             raise Unavailable(f"{self._path}: the disk is read-only ({error})") from error
+
+    def _do(self, job: "_Job", work: Callable[[], Result]) -> Result:
+        """In the thread."""
+        with self._turn:
+            if job.is_stopped:
+                raise Unavailable("nobody waits for this any more")
+            self._running = job
+        try:
+            return work()
+        finally:
+            with self._turn:
+                self._running = None
+
+    def _stop(self, job: "_Job") -> None:
+        with self._turn:  # so that what is interrupted is this and not the next one's
+            job.is_stopped = True
+            if self._running is job and self._connection is not None:
+                self._connection.interrupt()
 
     async def _call(self, function: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs) -> Result:
         try:
@@ -462,6 +500,12 @@ class _Lane:
             raise NeedsPerson(f"{self._path} cannot be written: {error}") from error
         except (apsw.ConstraintError, apsw.MismatchError, apsw.BindingsError) as error:
             raise ValueError(f"{self._path} refused a row: {error}") from error
+
+
+class _Job:
+    """Something that is carried out for a caller."""
+
+    is_stopped = False
 
 
 def wal_mode(connection: apsw.Connection, timeout_s: float) -> str:
@@ -765,6 +809,15 @@ def _restore(connection: apsw.Connection, path: Path) -> None:
 
 def _fetch(connection: apsw.Connection, query: str, values: Row) -> list[Row]:
     return connection.execute(query, values).fetchall()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Of the file that has this name now; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _version(text: str) -> tuple[int, ...]:

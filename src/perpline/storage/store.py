@@ -549,6 +549,8 @@ class Store(Protocol):
     ) -> Committed:
         """Store decisions, predictions and outbox messages in one transaction; returns what was new.
 
+        `t_commit` is when they were handed over, microseconds: the transaction itself is not in it.
+
         With `assumed` (all decisions are of one slot then) it is compared with the tables before anything is written,
         under the lock under which all decisions of the slot are written; where it is not so any more, nothing is
         stored and `Committed.differs` says how it is.
@@ -672,7 +674,11 @@ class Store(Protocol):
         """Number of rows by table, all tables of the schema but its own bookkeeping."""
 
     async def select(self, query: str) -> list[Row]:
-        """The rows of a SELECT that both databases understand."""
+        """The rows of a SELECT that both databases understand. A caller that is cancelled stops it there too."""
+
+    def is_moved(self) -> bool:
+        """Whether the file that was opened is no more the one of that name: moved, deleted or replaced. Whoever goes on
+        reads what nobody writes to any more."""
 
     async def damage(self) -> list[str]:
         """What the database itself finds wrong with its files, in words; may read all of them."""

@@ -162,8 +162,8 @@ async def set_mode(
     reason: str,
     until: int | None,
     slot: str,
-) -> list[Message]:
-    """Store a change for these symbols, none meaning all, with its messages; returns these as the outbox has them.
+) -> list[ModeRow]:
+    """Store a change for these symbols, none meaning all, with its messages; returns its rows.
 
     Raises ValueError without a reason, and for a time that is over already.
     """
@@ -179,7 +179,8 @@ async def set_mode(
         for symbol in dict.fromkeys(symbols or [ALL])
     ]
     messages = [_message(row, in_force.row_of(row.symbol).at(now), slot) for row in rows]
-    return await store.commit_trading({"modes": [TABLE.row(msgspec.structs.asdict(row)) for row in rows]}, messages)
+    await store.commit_trading({"modes": [TABLE.row(msgspec.structs.asdict(row)) for row in rows]}, messages)
+    return rows
 
 
 def _message(row: ModeRow, before: Mode, slot: str) -> Message:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from perpline.domain import exit_rule, fill
 from perpline.domain.candle import MINUTE_MS
 from perpline.domain.exit_rule import OPEN, STOP_FIRST, TIMEOUT, LabelRule
-from perpline.features.compiled import compiled, part
+from perpline.features.compiled import compiled, compiled_with, part
 from perpline.storage.history import SymbolHistory
 
 Ints = NDArray[np.int64]
@@ -211,8 +211,7 @@ _gross_return = part(fill.gross_return)
 _net_return = part(fill.net_return)
 
 
-# Not cached on disk: numba would not notice a change of the rule's source, which lies in another file.
-@part
+@compiled_with(exit_rule, fill)
 def _label_rows(
     times: Ints,
     start: int,

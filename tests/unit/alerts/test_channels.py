@@ -64,6 +64,12 @@ def test_thirty_streams_are_one_message_that_names_them() -> None:
     assert message.body.splitlines()[-2:] == ["What to do: docs/runbooks/stream_stale.md", "perpline on here"]
 
 
+def test_of_a_hole_that_is_found_no_more_nobody_is_told_that_it_is_repaired() -> None:
+    [message] = messages_of([note("gap_open", "BTCUSDT candles_1m", kind="cleared")], "perpline on here")
+
+    assert message.body.startswith("BTCUSDT candles_1m: repaired, or older than four hours")
+
+
 def test_the_worst_comes_first_and_what_is_over_last() -> None:
     notes = [
         note(subject="a", kind="cleared"),

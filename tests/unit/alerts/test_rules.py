@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from alarming import MINUTE, NOW, changed, dead, facts, healthy, judged, mode_row
 from perpline.alerts.facts import Facts, ModesSeen, OpenGap, Worker
-from perpline.alerts.rules import RULES, lasted, modes_seen, page_of
+from perpline.alerts.rules import RULES, lasted, modes_seen
+from perpline.common.runbooks import page_of
 from perpline.trading.mode import ModeRow
 
 STALE = {"market-0": ["BTCUSDT markPrice@1s", "ETHUSDT bookTicker"]}
@@ -22,6 +23,8 @@ WRONG: list[tuple[str, Facts, set[str]]] = [
     ("worker_not_ready", facts(changed(ready=False)), {""}),
     ("decisions_missing", facts(changed(now=NOW + 4 * MINUTE)), {"BTCUSDT", "ETHUSDT"}),
     ("decisions_missing", facts(changed(symbols__BTCUSDT__last_decision__status="skipped_missed")), {"BTCUSDT"}),
+    ("decisions_missing", facts(changed(symbols__BTCUSDT__last_decision=None)), {"BTCUSDT"}),
+    ("decisions_missing", facts(changed(ready=False, now=NOW + 4 * MINUTE)), {"BTCUSDT", "ETHUSDT"}),
     ("close_to_signal_slow", facts(close_to_signal_ms=(400.0, 600.0, 700.0)), {""}),
     ("stream_stale", facts(changed(streams__stale=STALE)), {"BTCUSDT markPrice@1s", "ETHUSDT bookTicker"}),
     ("stream_stale", facts(changed(connections__0__live=False)), {"market-0"}),
@@ -30,6 +33,11 @@ WRONG: list[tuple[str, Facts, set[str]]] = [
         "stream_stale",
         facts(changed(trading__modes__0__mode="live", trading__live__user_stream__live=False)),
         {"account events"},
+    ),
+    (
+        "stream_stale",
+        facts(changed(streams=None, rest_feed={"stale": {"REST": ["BTCUSDT bookTicker"]}})),
+        {"BTCUSDT bookTicker"},
     ),
     ("gap_open", facts(gaps=(GAP,)), {"BTCUSDT candles_1m"}),
     ("weight_high", facts(changed(rest__weight_used=1921)), {""}),
@@ -51,6 +59,7 @@ WRONG: list[tuple[str, Facts, set[str]]] = [
         facts(changed(trading__accounts__paper__positions__0__naked_ms=3_001)),
         {"paper BTCUSDT"},
     ),
+    ("positions_unattended", facts(live_unattended=("BTCUSDT",)), {"live"}),
     ("daily_loss_limit", facts(changed(trading__accounts__paper__equity=9_700.0)), {"paper"}),
     ("mode_changed", facts(modes=(mode_row(1, "paper"),), modes_seen=ModesSeen(id=0)), {"all"}),
     ("model_drift", facts(changed(models__drift={"today": DRIFT, "yesterday": None})), {"m1"}),
@@ -106,6 +115,53 @@ def test_who_stands_by_misses_no_decisions() -> None:
     waits = changed(now=NOW + 9 * MINUTE, leadership={"leads": False, "holds": False, "leader": "there"})
 
     assert judged("decisions_missing", facts(waits)) is None
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [
+        changed(ready=False, started_at=NOW - 2 * MINUTE, symbols__BTCUSDT__last_decision__status="skipped_missed"),
+        changed(started_at=NOW - 2 * MINUTE, symbols__BTCUSDT__last_decision=None),
+        changed(symbols__BTCUSDT__last_decision=None, symbols__BTCUSDT__expected_after=NOW - 2 * MINUTE),
+        changed(symbols__BTCUSDT__last_decision=None, symbols__BTCUSDT__expected_after=None),
+        changed(symbols__BTCUSDT__last_decision=None, universe={"not_trading": {"BTCUSDT": "HALT"}}),
+    ],
+)
+def test_a_start_a_new_symbol_and_a_halted_one_miss_no_decisions(starts: dict[str, Any]) -> None:
+    assert not judged("decisions_missing", facts(starts))
+
+
+def role(name: str, **changes: Any) -> Worker:
+    status = {"role": name, "ready": False, "now": NOW, "speed": 1.0, "started_at": NOW - 9 * MINUTE, **changes}
+    return Worker(port=9720, status=status)
+
+
+@pytest.mark.parametrize(
+    ("until", "changes", "wrong"),
+    [
+        (NOW - 2 * MINUTE, {}, False),
+        (NOW - 4 * MINUTE, {}, True),
+        (0, {}, True),
+        (0, {"started_at": NOW - MINUTE}, False),
+    ],
+)
+def test_where_inference_workers_decide_the_newest_decision_of_the_slot_tells(
+    until: int, changes: dict[str, Any], wrong: bool
+) -> None:
+    seen = facts(workers=(role("inference", **changes), role("collector", symbols={}, **changes)), decided_until=until)
+
+    assert bool(judged("decisions_missing", seen)) == wrong
+
+
+@pytest.mark.parametrize(
+    ("name", "subject"), [("protective_stop_missing", "live BTCUSDT"), ("daily_loss_limit", "live")]
+)
+def test_what_stood_of_an_account_that_nobody_looks_after_is_not_over(name: str, subject: str) -> None:
+    gone = facts(changed(trading__accounts={}))
+    back = facts(changed(trading__accounts__live={"equity": 9.0, "day_equity": 9.0, "positions": []}))
+
+    assert (judged(name, gone, [subject]) or {}).keys() == {subject}
+    assert judged(name, gone) == judged(name, back, [subject]) == {}
 
 
 def test_of_two_workers_the_leader_is_believed_and_both_are_heard() -> None:

@@ -21,6 +21,7 @@ from perpline.alerts.state import State, StateFile
 from perpline.alerts.watch import Watch
 from perpline.common.clock import ManualClock
 from perpline.common.errors import NeedsPerson, Unavailable
+from perpline.common.watch_word import watch_trouble, word_file
 from perpline.storage.store import Row
 from perpline.trading.mode import ModeRow
 from running import eventually
@@ -133,7 +134,7 @@ async def test_while_the_database_is_away_people_are_told_and_the_rows_follow(tm
 async def test_a_worker_that_dies_is_told_and_nothing_that_stood_is_called_over(tmp_path: Path) -> None:
     desk = Desk(tmp_path)
     await desk.sees(STALE)
-    await desk.sees(workers=(dead(),), gaps=None, close_to_signal_ms=None, day_equity=None)
+    await desk.sees(workers=(dead(),), gaps=None, close_to_signal_ms=None, live_unattended=None)
     await desk.sees(healthy())
 
     assert desk.channel.titles == [
@@ -205,7 +206,7 @@ async def test_whatever_is_away_and_whenever_it_is_started_again_each_alarm_is_t
                 desk.start()
             desk.channel.away, desk.tables.away = "" if taken else "no network", "" if stored else "it is away"
             if streams is None:
-                await desk.sees(workers=(dead(),), gaps=None, close_to_signal_ms=None, day_equity=None)
+                await desk.sees(workers=(dead(),), gaps=None, close_to_signal_ms=None, live_unattended=None)
             else:
                 await desk.sees(changed(streams__stale={"market-0": sorted(streams)}))
     told = [(title.split()[0], subject) for title, body, _ in desk.channel.messages for subject in subjects(body)]
@@ -320,3 +321,49 @@ async def test_a_state_that_cannot_be_written_silences_nothing(tmp_path: Path) -
 
     assert desk.channel.titles == ["[warning] Streams are silent", "[over] Streams are silent"]
     assert [line["event"] for line in logs].count("alert_state_not_written") == 1
+
+
+@pytest.mark.parametrize(
+    ("waits_s", "channel_away", "said"),
+    [
+        (60, "", ""),
+        (60, "no network", "no channel takes them"),
+        (600, "", "is dead or hangs"),
+    ],
+)
+async def test_who_looks_is_told_when_nobody_watches_or_no_channel_takes_anything(
+    tmp_path: Path, waits_s: int, channel_away: str, said: str
+) -> None:
+    desk = Desk(tmp_path, alert_urls="json://127.0.0.1:9/")
+    told = settings(data_dir=str(tmp_path), alert_urls="json://127.0.0.1:9/")
+    before = watch_trouble(told, NOW)
+    desk.channel.away = channel_away
+    desk.tables.seen = [facts(STALE)]
+    desk.tables.away = "the database is away"
+    stop = asyncio.Event()
+    task = asyncio.create_task(desk.watch.run(stop))
+    await eventually(lambda: word_file(tmp_path).exists())
+    if channel_away:
+        await eventually(lambda: desk.channel.tries)
+        desk.tables.seen = [facts(STALE)]
+        desk.clock.advance(60)
+        desk.watch._leave_word()
+    now = desk.clock.now_ms() + waits_s * 1000
+    meanwhile = watch_trouble(told, now)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert before == "nobody watches: perpline alerts run does not run"
+    assert said in meanwhile if said else meanwhile == ""
+    assert watch_trouble(settings(data_dir=str(tmp_path)), now) == ""  # where nobody is to be told
+
+
+async def test_a_watch_that_stops_in_order_takes_its_word_back(tmp_path: Path) -> None:
+    desk, stop = Desk(tmp_path), asyncio.Event()
+    desk.tables.seen = [facts()]
+    task = asyncio.create_task(desk.watch.run(stop))
+    await eventually(lambda: word_file(tmp_path).exists())
+    stop.set()
+    await task
+
+    assert not word_file(tmp_path).exists()

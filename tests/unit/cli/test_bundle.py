@@ -59,6 +59,9 @@ async def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
                 "modes": [{"symbol": "", "mode": "paper", "until": None, "by": "someone@host", "reason": "r"}],
                 "accounts": {"paper": {"equity": SECRETS["equity"]}},
             },
+            "leadership": {"leads": False, "leader": "planted-host.example, process 7"},
+            "trouble": ["live positions without a stop at the exchange: HELDUSDT", "messages wait in the outbox: away"],
+            "universe": {"joining": [], "leaving": {"HELDUSDT": "a note"}},
             "last_error": f"wss://host/private/ws?listenKey={LISTEN_KEY}&events=ORDER_TRADE_UPDATE",
         }
         return web.json_response(told)
@@ -146,6 +149,65 @@ async def test_nothing_secret_is_in_it_and_everything_that_helps_is(
     assert json.loads(parts["spool.json"]) == [{"folder": "spool", "files": {"rows-0000000000000001.spool": 5}}]
     assert len(parts["log.txt"].splitlines()) == 11
     assert "cannot open ~/data/perpline.db" in parts["log.txt"]
+
+
+async def test_what_is_held_and_what_it_is_worth_is_not_in_it(planted: tuple[Settings, Path], tmp_path: Path) -> None:
+    settings, log = planted
+    settings = settings.model_copy(update={"size_usdt": 4711.0, "paper_equity_usdt": 4712.0})
+    lines = [
+        {"event": "position_opened", "symbol": "HELDUSDT", "detail": "4713 at 4714", "action": "trading"},
+        {
+            "event": "order_refused",
+            "client_id": "HELD-4715",
+            "reason": "-2019 Margin is insufficient",
+            "action": "orders",
+        },
+        {
+            "event": "difference",
+            "kind": "position",
+            "ours": "4716",
+            "theirs": {"HELDUSDT": 4717},
+            "action": "reconcile",
+        },
+        {"event": "mode_changed", "by": "somebody@planted-host", "reason": "for 4718", "action": "mode"},
+        {"event": "gap", "symbol": "BTCUSDT", "action": "gap"},
+        {"event": "alarm", "alarm": "position_naked", "subject": "HELDUSDT", "text": "4719", "action": "alert"},
+    ]
+    log.write_text(
+        "".join(json.dumps(line) + "\n" for line in lines)
+        + "12:00:00 [info     ] order_not_sent  action=risk detail='has 4720, of 4721' rule=total symbol=HELDUSDT\n"
+        + "12:00:00 [error    ] margin_call     account=live action=trading facts={'HELDUSDT': 4722, 'b': 4723}\n"
+        + "12:00:00 [info     ] series_taken    action=start rows=17 symbol=BTCUSDT\n"
+        + json.dumps({"event": "x", "detail": "y" * 5_000, "symbol": "HELDUSDT", "action": "trading"})
+    )
+    checks = [
+        Check("account", "ok", "4724.10 USDT, 4,725.20 of them free; 2 positions, 3 orders"),
+        Check("limits", "warning", "leverage 3, 4726 USDT a symbol, 4727 in all", "4728 is much"),
+        Check("symbols", "ok", "2 found: BTCUSDT takes 100 USDT at least, and a position may have 4729"),
+    ]
+    file = tmp_path / "report.zip"
+
+    await write_bundle(file, settings, checks, log, NOW)
+
+    parts = opened(file)
+    whole = "\n".join(parts.values())
+    assert [number for number in range(4711, 4730) if str(number) in whole.replace(",", "")] == []
+    assert "HELDUSDT" not in whole
+    assert "planted-host" not in whole
+    assert "somebody" not in whole
+    worker = json.loads(parts["worker.json"])
+    assert worker["trouble"] == [
+        "live positions without a stop at the exchange: ***",
+        "messages wait in the outbox: away",
+    ]
+    assert worker["leadership"]["leader"] == "***, process 7"
+    assert (worker["universe"]["leaving"], json.loads(parts["settings.json"])["size_usdt"]["value"]) == (1, "***")
+    kept = parts["log.txt"].splitlines()
+    assert json.loads(kept[1])["reason"] == "-2019 Margin is insufficient"
+    assert json.loads(kept[4]) == lines[4]
+    assert json.loads(kept[5])["alarm"] == "position_naked"
+    assert kept[6].split("]")[1].split() == ["order_not_sent", "action=risk", "detail=***", "rule=total", "symbol=***"]
+    assert kept[8].endswith("series_taken    action=start rows=17 symbol=BTCUSDT")
 
 
 async def test_a_database_that_cannot_be_reached_is_told_without_its_password(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dashing import served, settings_in
 from perpline.bootstrap import open_store
 from perpline.cli.checks import Check, file_system, look_around
 from perpline.common.config import Settings, load_settings
@@ -71,6 +72,22 @@ async def test_a_port_that_another_program_has_is_told(tmp_path: Path) -> None:
         check = (await found(settings(tmp_path, status_port=other.getsockname()[1])))["status port"]
 
     assert (check.state, check.advice) == ("failed", "status_port names another one")
+
+
+async def test_the_dashboards_port_may_be_a_dashboards_and_nobody_elses(tmp_path: Path) -> None:
+    with served(settings_in(tmp_path)) as page:
+        check = (await found(settings(tmp_path, dashboard_port=page.port)))["dashboard port"]
+    assert (check.state, check.found) == ("ok", f"{page.port}: a dashboard has it")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nServer: another\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as other:
+        port = other.sockets[0].getsockname()[1]
+        check = (await found(settings(tmp_path, dashboard_port=port)))["dashboard port"]
+    assert (check.state, check.advice) == ("warning", "dashboard_port names another one")
 
 
 async def test_a_disk_with_less_than_a_tenth_free_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

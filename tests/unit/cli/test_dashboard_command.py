@@ -1,5 +1,7 @@
 """`perpline dashboard`: where it listens, and what it says when it does."""
 
+import stat
+import webbrowser
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,32 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_prints_the_address_that_lets_a_browser_in_and_ends_when_it_is_told_to() -> None:
-    said = command("dashboard", "--duration", 0.1).out.strip()
     facts = command("dashboard", "--duration", 0.1, "--json").json
 
-    assert said.startswith("http://127.0.0.1:")
-    assert len(said.partition("/?token=")[2]) >= 32
     assert facts["url"].startswith(f"http://127.0.0.1:{facts['port']}/?token=")
+    assert len(facts["url"].partition("/?token=")[2]) >= 32
+
+
+def test_the_token_goes_to_no_journal_and_to_no_ones_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int, str]] = []
+
+    def opened(address: str) -> None:
+        for path in (Path(address.removeprefix("file://")), *tmp_path.glob("*.url")):
+            seen.append((path.name, stat.S_IMODE(path.stat().st_mode), path.read_text()))
+
+    monkeypatch.setattr(webbrowser, "open", opened)
+    done = command("dashboard", "--duration", 0.1, "--open")
+
+    page, address = seen
+    assert "token=" not in done.out + done.err
+    assert address[2].partition("token=")[2].strip() not in done.out + done.err
+    assert [mode for _, mode, _ in seen] == [0o600, 0o600]
+    assert str(tmp_path / address[0]) in done.out
+    assert address[2].startswith("http://127.0.0.1:")
+    assert address[2].strip() in page[2]
+    assert [*tmp_path.glob("dashboard-*")] == []
 
 
 @pytest.mark.parametrize("words", [(), ("--allow-remote",)])

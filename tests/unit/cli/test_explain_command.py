@@ -8,6 +8,7 @@ import pytest
 from modelling import FEATURES, ood, write_model
 from perpline.domain.candle import KlineUpdate, closed_candle
 from perpline.domain.signal import Decision, Message, Prediction, Status, signal_id
+from perpline.explanation import explain_facts
 from perpline.storage.sqlite import SqliteStore
 from perpline.storage.store import TRADING_TABLES, candle_row
 from running import command
@@ -108,7 +109,7 @@ def test_everything_of_a_decision_is_told(here: Path) -> None:
     assert [name for name, entry in by_name.items() if entry["unusual"]] == ["zret_15", "rv_60"]
     assert (facts["candles"]["stored"], facts["candles"]["wanted"]) == (10, 241)
     assert facts["candles"]["gaps"][0]["cause"] == "no process was alive"
-    assert facts["latency_ms"] == {"features": 0.4, "predict": 0.6, "commit": 4.0, "marked_published": 2.0}
+    assert facts["latency_ms"] == {"features": 0.4, "predict": 0.6, "decide": 4.0, "published": 2.0}
     assert facts["outbox"]["payload"] == '{"v":1,"seq":1}'
 
 
@@ -122,10 +123,23 @@ def test_the_page_for_people_holds_the_same(here: Path) -> None:
         "no process was alive, open",
         "tbi_60* –",
         "zret_15 8",
-        "features 0.4 ms, predict 0.6 ms, commit 4 ms",
+        "features 0.4 ms, predict 0.6 ms, decide 4 ms, published 2 ms",
         "published 2026-11-23 05:11 UTC",
     ):
         assert words in page
+
+
+async def test_at_another_speed_the_steps_are_told_in_wall_time_and_only_holes_of_this_symbol(here: Path) -> None:
+    store = SqliteStore(here / "perpline.db")
+    await store.open()
+    await store.open_gap("ETHUSDT", "candles_1m", T - 20 * MINUTE, T - 10 * MINUTE, "another one's", T)
+    await store.open_gap("BTCUSDT", "premium_klines", T - 20 * MINUTE, T - 10 * MINUTE, "another series", T)
+    await store.open_gap("BTCUSDT", "candles_1m", T - 3000 * MINUTE, T - 2000 * MINUTE, "long before", T)
+    facts = await explain_facts(store, here / "models", "BTCUSDT", T, "champion", speed=2.0)
+    await store.close()
+
+    assert facts["latency_ms"] == {"features": 0.2, "predict": 0.3, "decide": 2.0, "published": 1.0}
+    assert [gap["cause"] for gap in facts["candles"]["gaps"]] == ["no process was alive"]
 
 
 def test_a_shadow_is_explained_without_a_decision(here: Path) -> None:

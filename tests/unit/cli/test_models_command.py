@@ -67,7 +67,7 @@ def test_a_model_that_beats_nothing_needs_force_and_a_reason(here: Path) -> None
 
     refused = command("models", "promote", path.name)
     assert refused.code == 1
-    assert "It does not beat always-flat.; --force --reason TEXT promotes it all the same" in refused.error_line
+    assert "It does not beat always-flat. --force --reason TEXT promotes it all the same" in refused.error_line
     assert command("models", "promote", path.name, "--force").code == 2
     assert command("models", "promote", path.name, "--reason", "x").code == 2
     assert models("promote", path.name, "--force", "--reason", "a dry run")["by"].endswith("forced: a dry run")

@@ -18,7 +18,18 @@ from textual.widgets import Static
 from perpline.cli.status import STREAM_HEADS
 from perpline.cli.top import top
 from perpline.cli.top_app import Page, SymbolTable, TopApp
-from perpline.cli.top_view import COLUMNS, Closes, Picture, big, cells_of, chosen, columns_for, picture, plain_lines
+from perpline.cli.top_view import (
+    COLUMNS,
+    Closes,
+    Picture,
+    big,
+    cells_of,
+    chosen,
+    columns_for,
+    mode_note,
+    picture,
+    plain_lines,
+)
 from perpline.common.clock import ManualClock
 from perpline.common.errors import NeedsPerson
 from perpline.endpoint import Endpoint
@@ -217,6 +228,48 @@ def test_a_symbol_with_a_mode_of_its_own_shows_it() -> None:
     assert cells_of(shown.rows["SOLUSDT"], COLUMNS)[0].text == "○"
 
 
+@pytest.mark.parametrize("of_all", ["paper", "off"])
+def test_symbols_that_are_live_by_a_mode_of_their_own_are_named_and_the_live_account_is_shown(of_all: str) -> None:
+    accounts = {
+        "paper": account(position("BTCUSDT", side=-1)),
+        "live": account(position("BTCUSDT"), equity=500.0),
+    }
+    modes = [mode(of_all), mode("live", "BTCUSDT"), mode("live", "ETHUSDT"), mode("off", "SOLUSDT")]
+    shown = seen(trading={"modes": modes, "accounts": accounts})
+
+    assert (shown.mode, shown.account, shown.equity) == (of_all, "live", 500.0)
+    assert shown.rows["BTCUSDT"].position is not None
+    assert shown.rows["BTCUSDT"].position["account"] == "live"
+    assert mode_note(shown).startswith("LIVE BTCUSDT ETHUSDT")
+    assert any("LIVE BTCUSDT ETHUSDT" in cell.text for cell in plain_lines(shown, 160)[0])
+
+
+def test_a_live_account_that_holds_something_is_shown_whatever_the_mode() -> None:
+    accounts = {"paper": account(), "live": account(position("BTCUSDT"))}
+
+    assert seen(trading={"modes": [mode("paper")], "accounts": accounts}).account == "live"
+    assert seen(trading={"modes": [mode("paper")], "accounts": {**accounts, "live": account()}}).account == "paper"
+
+
+def test_of_many_symbols_that_are_live_some_are_named_and_the_others_counted() -> None:
+    modes = [mode("paper", until=T), *(mode("live", f"S{number}USDT") for number in range(7))]
+
+    note = mode_note(seen(trading={"modes": modes, "accounts": {}}))
+
+    assert note == "LIVE S0USDT S1USDT S2USDT S3USDT S4USDT and 2 more, until 05:11"
+
+
+@pytest.mark.parametrize(
+    ("quantity", "text"), [(1_234_567.0, "▲ 1234567"), (0.003, "▲ 0.003"), (12_345.25, "▲ 12345.25"), (5.0, "▲ 5")]
+)
+def test_a_quantity_is_shown_with_every_digit(quantity: float, text: str) -> None:
+    accounts = {"paper": account(position("ETHUSDT", quantity=quantity))}
+    row = seen(trading={"modes": [mode("paper")], "accounts": accounts}).rows["ETHUSDT"]
+
+    cells = dict(zip((column.name for column in COLUMNS), cells_of(row, COLUMNS), strict=True))
+    assert cells["position"].text.strip() == text
+
+
 def test_a_decision_of_an_older_minute_says_its_time() -> None:
     row = seen(symbols={"BTCUSDT": entry(last_decision=decision("ok", 1, 0.61, T - 60_000))}).rows["BTCUSDT"]
 
@@ -354,6 +407,16 @@ async def test_each_mode_has_a_word_a_shape_and_a_border_of_its_own(name: str, b
 
         assert block.styles.border.top[0] == border
         assert big(name)[1] in screen_text(app)
+
+
+async def test_a_live_symbol_is_told_in_the_frame_of_another_mode() -> None:
+    trading = {"modes": [mode("paper"), mode("live", "BTCUSDT")], "accounts": {"live": account()}}
+    app = Worker(facts(trading=trading)).app()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.pause()
+
+        assert "LIVE BTCUSDT" in screen_text(app)
+        assert app.query_one("#mode", Static).has_class("paper", "somelive")
 
 
 async def test_a_worker_that_goes_away_leaves_its_last_picture_greyed_and_goes_on_when_it_returns() -> None:

@@ -13,11 +13,12 @@ import pytest
 
 from perpline import desk
 from perpline.cli import mode as mode_command
+from perpline.common.config import Settings, load_settings
 from perpline.endpoint import Endpoint
 from perpline.exchange.binance.credentials import make_credentials
 from perpline.storage.sqlite import SqliteStore
 from perpline.storage.store import TRADING_TABLES
-from perpline.trading.mode import Examination, note_examination
+from perpline.trading.mode import Examination, Mode, ModeRow, note_examination
 from running import command
 
 NOW = 1_795_219_260_000  # 2026-11-21 00:01
@@ -70,6 +71,10 @@ def ok(*words: object) -> Any:
     done = command(*words, "--json")
     assert done.code == 0, done.err
     return done.json
+
+
+def settings(here: Here) -> Settings:
+    return load_settings(None, {"HOME": "/nowhere"}, {"data_dir": str(here.folder), "status_port": 1})
 
 
 def position(account: str = "paper", **values: Any) -> dict[str, Any]:
@@ -157,6 +162,27 @@ def test_flatten_of_paper_alone_is_not_kept_from_it_by_live_positions(here: Here
 
 
 # Modes
+
+
+def test_a_change_is_answered_with_its_own_rows_whatever_stood_before(here: Here) -> None:
+    change = desk.mode_change(
+        Mode.PAPER,
+        symbols=["AUSDT", "AUSDT"],
+        reason="to see",
+        positions="keep",
+        lasts=None,
+        confirm_live=False,
+        by="ana",
+    )
+    rows: list[ModeRow] = []
+
+    async def work(store: SqliteStore) -> None:
+        rows.extend(await desk.change_mode(store, settings(here), change))
+
+    ok("mode", "off", "BUSDT", "--reason", "before")
+    here.do(work)
+
+    assert [(row.symbol, row.mode, row.by) for row in rows] == [("AUSDT", "paper", "ana")]
 
 
 def test_a_mode_is_set_shown_and_has_its_history(here: Here) -> None:

@@ -37,7 +37,8 @@ ODD_HOSTS = (
 
 @pytest.mark.parametrize(("method", "path"), EVERY)
 def test_nothing_is_told_without_the_cookie(page: Served, method: str, path: str) -> None:
-    for cookie in ("", "perpline_session=guess", f"perpline_session={page.token}", "perpline_session=\xff"):
+    name = page.cookie.partition("=")[0]
+    for cookie in ("", f"{name}=guess", f"{name}={page.token}", f"{name}=\xff"):
         answer = page.ask(method, path, b"{}" if method == "POST" else None, cookie=cookie)
         assert answer.status == 401
         assert b"open the address that perpline dashboard printed" in answer.body
@@ -83,6 +84,13 @@ def test_the_token_is_exchanged_for_a_cookie_that_no_script_reads(page: Served) 
     assert flags == {"HttpOnly", "Path=/", "SameSite=Strict"}
     assert page.ask("GET", "/?token=guess", cookie="").status == 401
     assert page.ask("GET", f"/api/session?token={page.token}", cookie="").status == 401
+
+
+def test_two_dashboards_on_one_machine_do_not_log_each_other_out(page: Served, tmp_path: Path) -> None:
+    with served(settings_in(tmp_path)) as other:
+        cookies = f"{page.cookie}; {other.cookie}"
+        assert page.cookie.startswith(f"perpline_session_{page.port}=")
+        assert [each.ask("GET", "/api/session", cookie=cookies).status for each in (page, other)] == [200, 200]
 
 
 @pytest.mark.parametrize("path", POSTS)
@@ -277,6 +285,22 @@ async def test_under_tls_the_cookie_goes_nowhere_else_and_origins_are_https(tmp_
             async with session.get(url, headers=headers) as answer:
                 answers.append(answer.status)
         assert answers == [200, 403]
+
+
+def test_behind_a_proxy_that_ends_tls_the_origin_that_is_set_is_ours_and_no_other(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, dashboard_origin="https://Trader.example.com/")
+    assert settings.dashboard_origin == "https://trader.example.com"
+    with served(settings) as page:
+        assert page.url.startswith("https://trader.example.com/?token=")
+        entered = page.ask("GET", f"/?token={page.token}", cookie="", host="trader.example.com")
+        assert (entered.status, "; Secure" in entered.headers["Set-Cookie"]) == (303, True)
+        off = {"mode": "off", "reason": "x", "symbols": ["NOSUCH"]}
+        for host in ("trader.example.com", f"127.0.0.1:{page.port}"):  # some proxies pass the name on, some do not
+            answer = page.post("/api/mode", off, Origin="https://trader.example.com", host=host)
+            assert (answer.status, "no database yet" in answer.json["error"]) == (503, True)  # it was let in
+        for origin in ("http://trader.example.com", "https://evil.example", "https://trader.example.com.evil.example"):
+            assert page.post("/api/mode", off, Origin=origin, host="trader.example.com").status == 403
+        assert page.ask("GET", "/api/session", host="evil.example").status == 403
 
 
 def test_listening_for_others_an_address_is_ours_and_a_name_is_not(tmp_path: Path) -> None:

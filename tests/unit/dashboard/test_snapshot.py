@@ -7,15 +7,19 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 
-from dashing import settings_in
-from perpline.common.clock import SystemClock
+from dashing import T, fill, position, settings_in, store_rows
+from perpline.common.clock import ManualClock, SystemClock
 from perpline.dashboard import snapshot
+from perpline.dashboard.app import Dashboard
 from perpline.dashboard.reading import Reading
 from perpline.dashboard.snapshot import Picture, Viewer
 from perpline.endpoint import Endpoint, Tell
+from perpline.storage.store import TRADING_TABLES
 from running import eventually
 
 STATUS: dict[str, Any] = {
@@ -24,7 +28,12 @@ STATUS: dict[str, Any] = {
     "trading": {
         "modes": [{"symbol": "", "mode": "paper"}, {"symbol": "BUSDT", "mode": "off"}],
         "keys": False,
-        "accounts": {"paper": {"equity": 10_007.0, "positions": [{"symbol": "AUSDT", "side": 1, "quantity": 2.0}]}},
+        "accounts": {
+            "paper": {
+                **{"equity": 10_007.0, "day_equity": 10_010.5},
+                "positions": [{"symbol": "AUSDT", "side": 1, "quantity": 2.0, "protected": False}],
+            }
+        },
     },
     "streams": {"stale": {"market-0": ["BUSDT markPrice@1s"]}},
 }
@@ -66,7 +75,10 @@ class Worker:
     def __init__(self, folder: Path, port: int = 0, *, tells: bool = True) -> None:
         self.status = {**STATUS, "symbols": {"AUSDT": symbol(100.0), "BUSDT": symbol(50.0)}}
         self.asked = 0
+        self.asked_for: list[str] = []
         self.listeners = 0
+        self.ends = False
+        """Whether it says goodbye to each listener at once."""
         self._words: asyncio.Queue[bytes] = asyncio.Queue()
         self.endpoint = Freezable(
             port=port,
@@ -74,6 +86,7 @@ class Worker:
             status=self._status,
             trouble=list,
             metrics=bytes,
+            symbol_status=self._symbol_status,
             tell=self._tell if tells else None,
         )
 
@@ -91,22 +104,46 @@ class Worker:
         self.asked += 1
         return self.status
 
+    def _symbol_status(self, name: str) -> dict[str, Any]:
+        self.asked_for.append(name)
+        return {"symbols": {name: self.status["symbols"][name]}}
+
     async def _tell(self, send: Callable[[bytes], Awaitable[None]]) -> None:
         self.listeners += 1
-        while True:
+        while not self.ends:
             await send(await self._words.get())
 
 
 @asynccontextmanager
 async def watching(folder: Path, worker: Worker) -> AsyncIterator[Picture]:
+    async with asking(folder, worker) as (picture, _):
+        yield picture
+
+
+@asynccontextmanager
+async def asking(folder: Path, worker: Worker) -> AsyncIterator[tuple[Picture, Callable[..., Awaitable[Any]]]]:
+    """The picture of this worker, and what a browser does that asks: path, and body to post; the answer's JSON."""
     await worker.endpoint.open()
     settings, clock = settings_in(folder, status_port=worker.endpoint.port), SystemClock()
     reading = Reading(settings, clock)
     picture = Picture(settings, reading, clock)
+    dashboard = Dashboard(settings, clock, reading, picture, by="dashboard:test", is_secure=False)
     picture.want()
     running = asyncio.create_task(picture.run())
+    client = TestClient(TestServer(dashboard.app()), cookie_jar=aiohttp.CookieJar(unsafe=True))
+
+    async def ask(path: str, body: dict[str, Any] | None = None) -> Any:
+        await client.get("/", params={"token": dashboard.token})
+        if body is None:
+            answer = await client.get(path)
+        else:
+            csrf = (await (await client.get("/api/session")).json())["csrf"]
+            answer = await client.post(path, json=body, headers={"X-Perpline-CSRF": csrf})
+        return await answer.json()
+
     try:
-        yield picture
+        async with client:
+            yield picture, ask
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -128,7 +165,9 @@ async def test_a_browser_is_told_everything_once_and_then_only_what_changed(tmp_
         assert (whole["type"], whole["n"], list(whole["rows"])) == ("overview", 1, ["AUSDT", "BUSDT"])
         row = whole["rows"]["AUSDT"]
         assert (row["price"], row["spread_bps"], row["mode"], row["ages"][0]) == (100.0, 200.0, "paper", 0.4)
-        assert (row["position"]["account"], row["position"]["quantity"]) == ("paper", 2.0)
+        held = row["position"]
+        assert (held["account"], held["quantity"], held["protected"]) == ("paper", 2.0, False)
+        assert whole["header"]["pnl_today"] == -3.5  # since what the daily loss limit counts from
         assert (whole["rows"]["BUSDT"]["mode"], whole["rows"]["BUSDT"]["stale"]) == ("off", ["markPrice@1s"])
         assert whole["header"]["weight"] == {"used": 7, "limit": 2400}
         assert (whole["header"]["mode"], whole["header"]["equity"], whole["header"]["worker"]) == (
@@ -226,6 +265,103 @@ async def test_while_no_worker_answers_nothing_claims_to_be_fresh_and_it_goes_on
         await eventually(lambda: picture.header["worker"] == "live")
         assert changes(viewer)["AUSDT"]["ages"][0] == 0.4
         await again.endpoint.close()
+
+
+async def test_what_an_account_holds_that_the_worker_does_not_look_after_is_shown_from_the_tables(
+    tmp_path: Path,
+) -> None:
+    await fill(tmp_path)
+    live = {"account": "live", "status": "open", "quantity": "3", "closed_at": None, "exit_reason": ""}
+    rows = [position("p8", symbol="BUSDT", **live), position("p9", symbol="AUSDT", **live)]
+    await store_rows(tmp_path, {"positions": rows})
+    worker = Worker(tmp_path)
+    worker.status["trading"] = {**STATUS["trading"], "live": None, "keys": True, "waiting_for_lease": ["live"]}
+    async with asking(tmp_path, worker) as (picture, ask):
+        await eventually(lambda: (picture.rows.get("BUSDT") or {}).get("position"))
+        shown = {name: picture.rows[name]["position"] for name in ("AUSDT", "BUSDT")}
+        assert {name: (each["account"], each["quantity"], each["protected"]) for name, each in shown.items()} == {
+            "AUSDT": ("live", 3.0, None),
+            "BUSDT": ("live", 3.0, None),
+        }
+        told = await ask("/api/trading")
+        assert {name: each["told_by"] for name, each in told["accounts"].items()} == {
+            "live": "tables",
+            "paper": "worker",
+        }
+        assert [each["symbol"] for each in told["accounts"]["live"]["positions"]] == ["BUSDT", "AUSDT"]
+        assert told["accounts"]["paper"]["positions"] == STATUS["trading"]["accounts"]["paper"]["positions"]
+        assert (told["live"], told["keys"], told["waiting_for_lease"]) == (None, True, ["live"])
+
+
+async def test_while_the_worker_is_away_mode_and_positions_are_what_the_tables_have_and_a_post_is_seen_at_once(
+    tmp_path: Path,
+) -> None:
+    await fill(tmp_path)
+    worker = Worker(tmp_path)
+    worker.status["now"] = T
+    worker.status["trading"] = {**STATUS["trading"], "modes": [{"symbol": "", "mode": "live"}]}
+    async with asking(tmp_path, worker) as (picture, ask):
+        await picture.known()
+        assert (picture.header["mode"], picture.rows["AUSDT"]["position"]["protected"]) == ("live", False)
+        await worker.endpoint.close()
+        await eventually(lambda: picture.header["worker"] == "away")
+        await eventually(lambda: picture.header["mode"] == "paper")  # as the table says
+        held = picture.rows["AUSDT"]["position"]
+        assert (held["account"], held["position_id"], held["protected"]) == ("paper", "p2", None)
+        done = await ask("/api/mode", {"mode": "off", "reason": "enough", "symbols": ["AUSDT"]})
+        assert done["changed"][0]["mode"] == "off"
+        assert (picture.header["mode"], picture.header["exceptions"]["off"]) == ("paper", ["AUSDT"])
+        assert (picture.rows["AUSDT"]["mode"], picture.rows["BUSDT"]["mode"]) == ("off", "paper")
+
+
+async def test_the_time_goes_on_while_the_worker_is_away_and_a_mode_whose_time_is_over_is_off(tmp_path: Path) -> None:
+    await fill(tmp_path)
+    until = {"symbol": "", "mode": "live", "positions": "keep", "changed_at": T, "by": "ana", "reason": "x"}
+    await store_rows(tmp_path, {"modes": [TRADING_TABLES["modes"].row({**until, "until": T + 30_000})]})
+    settings, clock = settings_in(tmp_path), ManualClock(speed=2.0)
+    reading = Reading(settings, clock)
+    picture = Picture(settings, reading, clock)
+    picture._take_status({**STATUS, "now": T, "symbols": {"AUSDT": symbol(1.0)}})
+    clock.advance(1.0)
+    assert picture.now == T  # as the worker says
+    picture._is_away("it died")
+    modes = []
+    for seconds in (10.0, 20.0):
+        clock.advance(seconds)
+        await picture.look_at_tables()
+        modes.append((picture.now, picture.header["mode"]))
+    await reading.close()
+
+    assert modes == [(T + 11_000, "live"), (T + 31_000, "off")]
+
+
+async def test_what_an_order_costs_is_told_with_how_old_its_book_is(tmp_path: Path) -> None:
+    worker = Worker(tmp_path)
+    facts = {"bid_quantity": 5.0, "ask_quantity": 5.0, "ages_s": {"bookTicker": 7200.0}}
+    worker.status["symbols"] = {"AUSDT": {**symbol(100.0), **facts}, "BUSDT": {**symbol(50.0), **facts, "bid": 0.0}}
+    worker.status["streams"] = {"stale": {"public-0": ["AUSDT bookTicker"]}}
+    async with asking(tmp_path, worker) as (picture, ask):
+        await picture.known()
+        whole = worker.asked
+        told = await ask("/api/slippage?symbol=AUSDT&side=buy&quote_usdt=100")
+        assert (told["price"], told["age_s"], told["is_stale"]) == (101.0, 7200.0, True)
+        empty = await ask("/api/slippage?symbol=BUSDT&side=sell&quote_usdt=100")
+        assert empty == {"error": "the worker knows no book of BUSDT yet"}
+        assert (worker.asked, worker.asked_for) == (whole, ["AUSDT", "BUSDT"])  # one symbol's, not those of all
+
+
+async def test_a_worker_that_ends_each_connection_is_not_asked_in_a_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "RETRY_S", 0.2)
+    worker = Worker(tmp_path)
+    worker.ends = True
+    async with watching(tmp_path, worker) as picture:
+        await picture.known()
+        await eventually(lambda: worker.asked >= 3)
+        before = worker.asked
+        await asyncio.sleep(0.7)
+        assert worker.asked - before <= 4
 
 
 async def test_the_header_names_the_symbols_that_are_traded_while_all_others_are_not(tmp_path: Path) -> None:

@@ -33,6 +33,20 @@ print(is_kept(add), add(2, 3), is_kept(add))
 """
 
 
+WITH_ANOTHER = """
+import another
+from perpline.features.compiled import compiled_with, is_kept, part
+
+of_another = part(another.add)
+
+@compiled_with(another)
+def add(a, b):
+    return of_another(a, b)
+
+print(is_kept(add), add(2, 3), is_kept(add))
+"""
+
+
 def run(folder: Path, program: str = PROGRAM, **environment: str) -> subprocess.CompletedProcess[str]:
     """The program as a file, for only a function with a file can be kept."""
     path = folder / "program.py"
@@ -70,3 +84,16 @@ def test_whether_a_function_must_be_compiled_is_known_before(tmp_path: Path) -> 
 
     said = [done.stdout.strip() for done in (first, second, changed, nowhere)]
     assert said == ["False 5 True", "True 5 True", "False 5 True", "False 5 False"]
+
+
+def test_what_is_made_of_another_module_is_kept_until_that_modules_text_changes(tmp_path: Path) -> None:
+    kept, another = str(tmp_path / "kept"), tmp_path / "another.py"
+    another.write_text("def add(a, b):\n    return a + b\n")
+    first, second = run(tmp_path, WITH_ANOTHER, NUMBA_CACHE_DIR=kept), run(tmp_path, WITH_ANOTHER, NUMBA_CACHE_DIR=kept)
+    times = another.stat()
+    another.write_text("def add(a, b):\n    return a * b\n")
+    os.utime(another, ns=(times.st_atime_ns, times.st_mtime_ns + 10**9))  # Python itself looks at the time
+    changed = run(tmp_path, WITH_ANOTHER, NUMBA_CACHE_DIR=kept)
+
+    said = [done.stdout.strip() for done in (first, second, changed)]
+    assert said == ["False 5 True", "True 5 True", "False 6 True"]

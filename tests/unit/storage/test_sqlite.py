@@ -260,7 +260,7 @@ async def test_no_question_of_the_decision_path_walks_a_whole_table(store: Sqlit
     assert "SEARCH s USING COVERING INDEX sqlite_autoindex_signals_1 (slot=? AND symbol=? AND" in plan("decided")
     assert "SEARCH signals USING COVERING INDEX sqlite_autoindex_signals_2 (slot=? AND symbol=?)" in plan("last_seq")
     assert "SCAN signals" not in plan("last_decided")
-    assert "SEARCH signals USING INDEX signals_by_time (slot=? AND close_time>?)" in plan("last_signals")
+    assert "SEARCH signals USING INDEX signals_ok_by_time (slot=? AND close_time>?)" in plan("last_signals")
     assert "signals USING INDEX signals_by_time (slot=? AND close_time>? AND close_time<?)" in plan("decision_rows")
     assert "outbox_pending" in plan("pending_messages")
     connection.close()

@@ -202,14 +202,14 @@ async def test_every_change_is_a_row_and_a_message_that_fits_its_schema(store: S
     asked: dict[str, Any] = {"by": "ann@host", "slot": "champion"}
     positions: Positions = "protect"
     await set_mode(store, [], Mode.PAPER, positions="keep", now=NOW, reason=" to see ", until=None, **asked)
-    told = await set_mode(
+    rows = await set_mode(
         store, ["AUSDT"], Mode.LIVE, positions=positions, now=NOW + 1, reason="go", until=NOW + HOUR, **asked
     )
 
     pending = await store.pending_messages(9)
-    assert pending[1:] == told
+    assert rows == (await mode_rows(store))[1:]
     assert [(one.kind, one.symbol) for one in pending] == [("mode", ""), ("mode", "AUSDT")]
-    payload = json.loads(with_number(told[0].payload, "t_pub_us", 1))
+    payload = json.loads(with_number(pending[1].payload, "t_pub_us", 1))
     assert list(payload) == json_schema("mode")["required"]
     expected = {"mode": "live", "prev": "paper", "positions": "protect", "T": NOW + 1, "until": NOW + HOUR}
     assert payload | expected == payload

@@ -82,6 +82,13 @@ class Account:
             await self.connections[-1].send_str(payload(name))
 
 
+class Hurried(SystemClock):
+    """Waits a tenth as long between two connections."""
+
+    async def sleep_wall(self, wall_s: float) -> None:
+        await super().sleep_wall(wall_s / 10)
+
+
 @asynccontextmanager
 async def account(
     *, speed: float = 1.0, port: int | None = None, clock: SystemClock | None = None, **settings: Any
@@ -109,7 +116,7 @@ async def account(
             on_connected=there.look,
             on_event=there.hear,
             on_lost=lambda reason: there.told.append(f"lost: {reason}"),
-            clock=clock or SystemClock(speed, anchor_ms=1_790_526_538_000),
+            clock=clock or Hurried(speed, anchor_ms=1_790_526_538_000),
             rng=random.Random(1),
             **settings,
         )
@@ -310,7 +317,7 @@ class SteppedHost(Host):
 
 async def test_a_host_that_is_set_back_keeps_no_key_and_no_connection_longer_than_the_exchange_does() -> None:
     host = SteppedHost()
-    clock = SystemClock(host=host)
+    clock = Hurried(host=host)
     clock.offset_ms = 0  # as measured at a start
     async with account(clock=clock, renew_after_s=0.4) as there:
         await until(lambda: there.stream.live)
@@ -325,7 +332,7 @@ async def test_a_key_that_cannot_be_kept_is_replaced_in_time_on_a_host_that_was_
     monkeypatch.setattr("perpline.websocket.user_stream.KEY_LIFE_S", 0.5)
     monkeypatch.setattr("perpline.websocket.user_stream._KEEP_AGAIN_S", 0.1)
     host = SteppedHost()
-    clock = SystemClock(host=host)
+    clock = Hurried(host=host)
     clock.offset_ms = 0
     async with account(clock=clock, keep_every_s=0.1) as there:
         there.refuse_keeping = Unavailable("PUT /fapi/v1/listenKey: HTTP 503")

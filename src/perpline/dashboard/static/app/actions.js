@@ -1,5 +1,5 @@
 // What a person may do here: change the mode, close what is open. The same confirmations as on the command line.
-import { html, useState } from "../vendor/htm-preact.js";
+import { html, useEffect, useRef, useState } from "../vendor/htm-preact.js";
 import { ModeBadge } from "./parts/badge.js";
 import { Dialog } from "./parts/dialog.js";
 import { errorText } from "./parts/page.js";
@@ -49,7 +49,7 @@ export function ModeDialog({ live, api, t, say, onClose }) {
     return undefined;
   };
 
-  return html`<${Dialog} title=${t("mode_dialog.title")} testid="mode-dialog" onClose=${onClose} t=${t}>
+  return html`<${Dialog} title=${t("mode_dialog.title")} testid="mode-dialog" isForm isBusy=${isSent} onClose=${onClose} t=${t}>
     <form onSubmit=${submit} noValidate>
       <fieldset class="choice">
         <legend>${t("mode_dialog.mode")}</legend>
@@ -134,7 +134,7 @@ export function ModeDialog({ live, api, t, say, onClose }) {
       </label>`}
       ${error && html`<p class="note bad" role="alert" data-testid="mode-error">${errorText(t, error)}</p>`}
       <footer class="dialog-foot">
-        <button type="button" class="quiet" onClick=${onClose}>${t("shell.cancel")}</button>
+        <button type="button" class="quiet" disabled=${isSent} onClick=${onClose}>${t("shell.cancel")}</button>
         <button type="submit" class=${mode === "live" ? "danger" : "primary"} disabled=${isSent} data-testid="mode-submit">
           ${t("mode_dialog.submit", { mode: t(`mode.${mode}`) })}
         </button>
@@ -143,13 +143,15 @@ export function ModeDialog({ live, api, t, say, onClose }) {
   <//>`;
 }
 
-export function FlattenDialog({ api, t, onClose }) {
+export function FlattenDialog({ api, t, say, onClose }) {
   const [account, setAccount] = useState("both");
   const [symbols, setSymbols] = useState("");
   const [typed, setTyped] = useState("");
   const [error, setError] = useState(null);
   const [isSent, setSent] = useState(false);
   const [done, setDone] = useState(null);
+  const isHere = useRef(true);
+  useEffect(() => () => (isHere.current = false), []);
 
   const submit = async (event) => {
     event.preventDefault();
@@ -158,15 +160,18 @@ export function FlattenDialog({ api, t, onClose }) {
     setError(null);
     try {
       const answer = await api.post("flatten", { account, symbols: namesIn(symbols), confirm: typed });
-      setDone(answer.done);
+      const left = leftOf(answer.done);
+      if (isHere.current) setDone(answer.done);
+      else say(left.length ? notAll(t, left) : t("flatten.is_done"), left.length > 0);
     } catch (refusal) {
-      setError(refusal);
+      if (isHere.current) setError(refusal);
+      else say(errorText(t, refusal), true);
     }
     setSent(false);
     return undefined;
   };
 
-  return html`<${Dialog} title=${t("flatten.title")} testid="flatten-dialog" onClose=${onClose} t=${t}>
+  return html`<${Dialog} title=${t("flatten.title")} testid="flatten-dialog" isForm isBusy=${isSent} onClose=${onClose} t=${t}>
     ${done
       ? html`<${Flattened} done=${done} t=${t} onClose=${onClose} />`
       : html`<form onSubmit=${submit} noValidate>
@@ -193,7 +198,7 @@ export function FlattenDialog({ api, t, onClose }) {
           </label>
           ${error && html`<p class="note bad" role="alert" data-testid="flatten-error">${errorText(t, error)}</p>`}
           <footer class="dialog-foot">
-            <button type="button" class="quiet" onClick=${onClose}>${t("shell.cancel")}</button>
+            <button type="button" class="quiet" disabled=${isSent} onClick=${onClose}>${t("shell.cancel")}</button>
             <button type="submit" class="danger" disabled=${isSent} data-testid="flatten-submit">
               ${t(isSent ? "flatten.running" : "flatten.submit")}
             </button>
@@ -203,7 +208,7 @@ export function FlattenDialog({ api, t, onClose }) {
 }
 
 function Flattened({ done, t, onClose }) {
-  const left = done.filter((each) => Number(each.left) !== 0 || each.error);
+  const left = leftOf(done);
   return html`<div data-testid="flatten-done">
     ${!done.length && html`<p>${t("flatten.nothing")}</p>`}
     ${done.length > 0 &&
@@ -229,12 +234,21 @@ function Flattened({ done, t, onClose }) {
     </table>`}
     ${left.length > 0 &&
     html`<p class="note bad" role="alert">
-      ${t("flatten.not_all", { symbols: left.map((each) => each.symbol).join(", ") })}
+      ${notAll(t, left)}
     </p>`}
     <footer class="dialog-foot">
       <button type="button" class="primary" onClick=${onClose}>${t("shell.close")}</button>
     </footer>
   </div>`;
+}
+
+/** What of the answer was not closed. */
+function leftOf(done) {
+  return done.filter((each) => Number(each.left) !== 0 || each.error);
+}
+
+function notAll(t, left) {
+  return t("flatten.not_all", { symbols: left.map((each) => each.symbol).join(", ") });
 }
 
 function SymbolsField({ value, setValue, t, testid }) {

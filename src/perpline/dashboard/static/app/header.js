@@ -77,14 +77,18 @@ export function Header({ live, t, route, pages, theme, setTheme, setLanguage, as
   </header>`;
 }
 
-/** The mode of all symbols, and beside it the modes of single ones; money that is at risk is as loud there as here. */
+/**
+ * The mode of all symbols, and beside it the modes of single ones; money that is at risk is as loud there as here. The
+ * server has them of the tables where no worker answers, so they are old only where the server is away.
+ */
 function ModeNow({ live, t }) {
-  useLive(live, ["overview"], 200);
+  useLive(live, ["overview", "state"], 200);
+  const isOld = live.state === "away";
   const { mode, modes, exceptions } = live.header;
   const found = LOUDEST_FIRST.filter((each) => exceptions?.[each]?.length);
   const count = (each) => modes?.[each] ?? exceptions[each].length; // not all of many are named
   const names = (each) => `${exceptions[each].join(", ")}${count(each) > exceptions[each].length ? ", …" : ""}`;
-  return html`<div class="modes">
+  return html`<div class=${isOld ? "modes old" : "modes"} title=${isOld ? t("header.mode_old") : undefined}>
     <${ModeBadge} mode=${mode} t=${t} large testid="mode-badge" />
     ${found.length > 0 &&
     html`<span class="modes" role="group" aria-label=${t("header.exceptions")} data-testid="mode-exceptions">
@@ -149,7 +153,7 @@ function Figures({ live, t }) {
     </div>
     <div class="strip-item">
       <dt>${t("header.time")}</dt>
-      <dd ...${old} class=${`time ${old.class}`}>
+      <dd ...${old} class=${`time ${old.class}`} title=${t.format.iso(live.now() && Math.floor(live.now() / 1000) * 1000)}>
         ${t.format.clock(live.now())}
         ${live.header.speed && live.header.speed !== 1 ? html` <small>×${t.format.quantity(live.header.speed)}</small>` : ""}
       </dd>

@@ -52,6 +52,11 @@ export class Live {
     return () => this._listeners.get(kind).delete(listener);
   }
 
+  /** Whether what is live here is: the server speaks to this page, and the worker to the server. */
+  get isHeard() {
+    return this.state === "live" && this.header.worker === "live";
+  }
+
   /** The market's time, ms: the newest that was told, and what has passed since. Null before anything was told. */
   now() {
     if (this._now === null) return null;
@@ -168,6 +173,18 @@ export class Live {
   _tell(kind, what) {
     for (const listener of this._listeners.get(kind) ?? []) listener(what);
   }
+}
+
+/** `live.isHeard`; the component is drawn again when it changes. */
+export function useHeard(live) {
+  const [isHeard, set] = useState(live.isHeard);
+  useEffect(() => {
+    const look = () => set(live.isHeard);
+    look();
+    const ends = ["overview", "state"].map((kind) => live.on(kind, look));
+    return () => ends.forEach((end) => end());
+  }, [live]);
+  return isHeard;
 }
 
 /** Draws the component again after every event of one of these kinds; `every_ms` slows it to the newest of each while. */

@@ -25,7 +25,8 @@
 //   `open("#/symbol/BTCUSDT")` goes somewhere, `say(text)` shows a short message, `bad` as second argument for errors.
 // * <Page> sets data-testid="page-NAME" and data-ready. The data is ready when what was asked for is drawn.
 // * parts/: Page, Panel, Figure, errorText (page.js); Table, WindowTable (table.js); ModeBadge, Side, DecisionBadge, Level,
-//   Money (badge.js); LineChart (chart.js, uPlot); Sparkline; Dialog. Colours for a canvas: useColours() of theme.js.
+//   Money (badge.js); said (said.js: words for what the tables hold); LineChart (chart.js, uPlot); Sparkline; Dialog.
+//   Colours for a canvas: useColours() of theme.js.
 // * Styles of single pages are in pages.css. Classes of style.css for all of them: panels (a grid of Panel; "broad" for
 //   tables), figures (a <dl> of Figure), note, badge, muted, up, down, right, hidden (for screen readers only), toolbar,
 //   field, button variants "primary", "quiet" and "danger".
@@ -36,7 +37,7 @@ import { FlattenDialog, ModeDialog } from "./actions.js";
 import { Api } from "./api.js";
 import { Header } from "./header.js";
 import { firstLanguage, loadWords } from "./i18n.js";
-import { Live } from "./live.js";
+import { Live, useHeard } from "./live.js";
 import { Dialog } from "./parts/dialog.js";
 import { errorText } from "./parts/page.js";
 import { firstTheme, setTheme, tellColours } from "./theme.js";
@@ -121,8 +122,11 @@ function App({ live, api, firstWords }) {
     chooseTheme(next);
   };
 
+  const told = html`<div class="said" role="status" aria-live="polite">
+    ${said && html`<p class=${said.bad ? "bad" : ""}>${said.text}</p>`}
+  </div>`;
   if (session.error && session.error.status) {
-    return html`<main class="gate"><h1>perpline</h1><p role="alert">${errorText(t, session.error)}</p></main>`;
+    return html`<main class="gate"><h1>perpline</h1><p role="alert">${errorText(t, session.error)}</p></main>${told}`;
   }
   if (!session.value) {
     return html`<main class="gate">
@@ -142,18 +146,22 @@ function App({ live, api, firstWords }) {
       setLanguage=${setLanguage}
       ask=${setDialog}
     />
-    <main id="content" tabindex="-1">
+    <${Main} live=${live}>
       <${Boundary} key=${`${route.name}/${route.params.join("/")}`} t=${t}>
         <${Routed} ...${shared} route=${route} />
       <//>
-    </main>
+    <//>
     ${dialog === "mode" && html`<${ModeDialog} ...${shared} onClose=${close} />`}
     ${dialog === "flatten" && html`<${FlattenDialog} ...${shared} onClose=${close} />`}
     ${dialog === "keys" && html`<${Keys} t=${t} onClose=${close} />`}
     ${dialog === "about" && html`<${About} t=${t} api=${api} onClose=${close} />`}
-    <div class="said" role="status" aria-live="polite">
-      ${said && html`<p class=${said.bad ? "bad" : ""}>${said.text}</p>`}
-    </div>`;
+    ${told}`;
+}
+
+/** Where the pages stand. Of what is live there the style sheet shows that it is old, while nothing is heard. */
+function Main({ live, children }) {
+  const isHeard = useHeard(live);
+  return html`<main id="content" tabindex="-1" class=${isHeard ? "" : "unheard"}>${children}</main>`;
 }
 
 /** The page of the route, loaded when it is first shown. */

@@ -3,19 +3,23 @@ import { html, useState } from "../../vendor/htm-preact.js";
 import { useApi } from "../api.js";
 import { useLive } from "../live.js";
 import { Bar, StackedBar } from "../parts/bars.js";
-import { DecisionBadge, Money, Side } from "../parts/badge.js";
+import { DecisionBadge, ModeBadge, Money, Side } from "../parts/badge.js";
 import { Figure, Page, Panel } from "../parts/page.js";
+import { said } from "../parts/said.js";
 import { SymbolChoice } from "../parts/symbol_choice.js";
 import { Table } from "../parts/table.js";
 
 const MINUTE_MS = 60_000;
 const SHOWN_FEATURES = 14;
-const STEPS = ["features", "predict", "commit", "marked_published"];
+const LOOK_EVERY_S = 3;
+const STEPS = ["features", "predict", "decide", "published"];
 
 export default function Explain({ live, api, t, params, open }) {
   const [symbol, time, slot] = [params[0] ?? null, Number(params[1] ?? NaN), params[2] ?? null];
   const isAsked = symbol !== null && Number.isFinite(time);
-  const { data, error } = useApi(api, isAsked ? "explain" : null, { symbol, close_time: time, slot }, 0);
+  const every_s = (facts) => (facts && !isUnderWay(facts) ? 0 : LOOK_EVERY_S);
+  const { data, error } = useApi(api, isAsked ? "explain" : null, { symbol, close_time: time, slot }, every_s);
+  const isNone = error?.code === "no_row";
   useLive(live, ["decisions"], 1000);
   const { format } = t;
   const newest = live.rows.get(symbol)?.last?.close_time ?? Infinity;
@@ -24,8 +28,8 @@ export default function Explain({ live, api, t, params, open }) {
   return html`<${Page}
     name="explain"
     title=${html`<a class="plain" href=${`#/symbol/${symbol}`}>${symbol}</a> · ${format.dayMinute(time)}`}
-    ready=${Boolean(data)}
-    error=${error}
+    ready=${Boolean(data) || isNone}
+    error=${isNone ? null : error}
     t=${t}
     aside=${html`<nav class="steps" aria-label=${t("explain.other_minutes")}>
       <a href=${at(time - MINUTE_MS)} data-testid="explain-previous">← ${format.minute(time - MINUTE_MS)}</a>
@@ -33,6 +37,12 @@ export default function Explain({ live, api, t, params, open }) {
       <a href=${`#/symbol/${symbol}`}>${t("explain.to_chart")}</a>
     </nav>`}
   >
+    ${
+      isNone &&
+      html`<p class="note verdict" data-testid="explain-status" data-status="none">
+      <strong>${t("explain.no_row")}</strong> ${t("explain.no_row_why")} <a href="#/health">${t("page.health")}</a>
+    </p>`
+    }
     ${data && html`<${Verdict} facts=${data} t=${t} />`}
     ${
       data &&
@@ -48,10 +58,16 @@ export default function Explain({ live, api, t, params, open }) {
         <${Publication} outbox=${data.outbox} t=${t} />
         <${Model} facts=${data} t=${t} />
       </div>
+      <${Outcome} facts=${data} t=${t} />
       <${Traded} trading=${data.trading} t=${t} />
     </div>`
     }
   <//>`;
+}
+
+/** Whether there is more to come: a message that waits, a position that is open. */
+function isUnderWay({ outbox, trading }) {
+  return Boolean(outbox && !outbox.published_at) || Boolean(trading?.positions.some((each) => each.status !== "closed"));
 }
 
 function Ask({ live, symbol, t, open }) {
@@ -132,7 +148,7 @@ function Prices({ decision, t }) {
     ["target", format.price(decision.tp_price)],
     ["stop", format.price(decision.sl_price)],
     ["horizon", decision.horizon_s ? format.age(decision.horizon_s) : format.none],
-    ["valid_until", decision.valid_until ? format.clock(decision.valid_until) : format.none],
+    ["valid_until", decision.valid_until ? format.daySecond(decision.valid_until) : format.none],
     ["nan_count", format.number(decision.nan_count)],
     ["ood_share", format.percent(decision.ood_share, 1)],
     ["late_mask", decision.late_mask ? `0b${decision.late_mask.toString(2)}` : t("explain.none")],
@@ -296,6 +312,30 @@ function Model({ facts, t }) {
   <//>`;
 }
 
+/** What the market made of a signal, whether it was traded or not. */
+function Outcome({ facts, t }) {
+  const { decision, outcome } = facts;
+  if (decision?.status !== "ok") return null;
+  const { format } = t;
+  return html`<${Panel} title=${t("explain.outcome")} full data-testid="explain-outcome">
+    <p class="muted">${t("explain.outcome_text")}</p>
+    ${!outcome && html`<p class="muted empty">${t("explain.no_outcome")}</p>`}
+    ${
+      outcome &&
+      html`<dl class="figures">
+      <${Figure} name=${t("explain.ended_by")} value=${said(t, "exit", outcome.reason)} />
+      <${Figure} name=${t("explain.ended_at")} value=${format.dayMinute(outcome.t_exit)} />
+      <${Figure}
+        name=${t("explain.ret_net")}
+        value=${html`<${Money} value=${outcome.ret_net * 10_000} t=${t} digits=${1} testid="outcome-net" />`}
+      />
+      <${Figure} name=${t("explain.mfe")} value=${format.signed(outcome.mfe * 10_000, 1)} />
+      <${Figure} name=${t("explain.mae")} value=${format.signed(outcome.mae * 10_000, 1)} />
+    </dl>`
+    }
+  <//>`;
+}
+
 /** The signal's way on: refused, or order, trades, stop and exit. */
 function Traded({ trading, t }) {
   const { format } = t;
@@ -303,13 +343,13 @@ function Traded({ trading, t }) {
     return html`<${Panel} title=${t("explain.trade")} full><p class="muted empty">${t("explain.no_trade")}</p><//>`;
   }
   return html`<${Panel} title=${t("explain.trade")} full data-testid="explain-trade">
-    ${trading.refusals.map((each, at) => html`<p class="note warn" key=${at}>${t("explain.refused", { account: each.account, rule: each.rule })}: ${each.detail}</p>`)}
+    ${trading.refusals.map((each, at) => html`<p class="note warn" key=${at}>${t("explain.refused", { account: t(`mode.${each.account}`), rule: said(t, "rule", each.rule) })}: ${each.detail}</p>`)}
     ${trading.positions.map((each) => {
       const net = Number(each.realized_pnl) - Number(each.fees) + Number(each.funding);
       const orders = trading.orders.filter((order) => order.account === each.account);
       const fills = trading.fills.filter((fill) => fill.account === each.account);
-      return html`<section key=${each.account} class="traded" aria-label=${each.account}>
-        <h3>${each.account} <${Side} side=${each.side} t=${t} /></h3>
+      return html`<section key=${each.account} class="traded" aria-label=${t(`mode.${each.account}`)}>
+        <h3><${ModeBadge} mode=${each.account} t=${t} /> <${Side} side=${each.side} t=${t} /></h3>
         <dl class="figures">
           <${Figure} name=${t("col.quantity")} value=${format.quantity(each.opened_quantity)} />
           <${Figure} name=${t("col.entry")} value=${format.price(each.entry_price)} />
@@ -317,16 +357,16 @@ function Traded({ trading, t }) {
           <${Figure} name=${t("col.stop")} value=${format.price(each.stop)} />
           <${Figure} name=${t("col.protective")} value=${format.price(each.protective_stop)} />
           <${Figure} name=${t("col.naked")} value=${format.age(each.naked_ms / 1000)} />
-          <${Figure} name=${t("col.exit")} value=${each.exit_price ? format.price(each.exit_price) : each.status} />
-          <${Figure} name=${t("col.why")} value=${each.exit_reason || format.none} />
+          <${Figure} name=${t("col.exit")} value=${each.exit_price ? format.price(each.exit_price) : said(t, "position_status", each.status)} />
+          <${Figure} name=${t("col.why")} value=${said(t, "exit", each.exit_reason) || format.none} />
           <${Figure} name=${t("explain.net")} value=${html`<${Money} value=${each.closed_at ? net : null} t=${t} digits=${4} />`} />
         </dl>
         <${Table}
           columns=${[
-            { id: "time", label: t("col.time"), cell: (row) => format.clock(row.created_at) },
-            { id: "leg", label: t("col.leg"), cell: (row) => row.leg },
-            { id: "kind", label: t("col.kind"), cell: (row) => `${row.kind} ${row.side}` },
-            { id: "status", label: t("col.status"), cell: (row) => row.status },
+            { id: "time", label: t("col.time"), cell: (row) => format.daySecond(row.created_at) },
+            { id: "leg", label: t("col.leg"), cell: (row) => said(t, "leg", row.leg) },
+            { id: "kind", label: t("col.kind"), cell: (row) => `${said(t, "kind", row.kind.toLowerCase())} ${word(t, row.side)}` },
+            { id: "status", label: t("col.status"), cell: (row) => said(t, "order_status", row.status) },
             {
               id: "filled",
               label: t("col.filled"),
@@ -352,7 +392,7 @@ function Traded({ trading, t }) {
           html`<ul class="plain-list">
           ${fills.map(
             (fill) => html`<li key=${fill.trade_id}>
-            ${format.clock(fill.traded_at)} ${fill.side} ${format.quantity(fill.quantity)} @ ${format.price(fill.price)},${" "}
+            ${format.daySecond(fill.traded_at)} ${word(t, fill.side)} ${format.quantity(fill.quantity)} @ ${format.price(fill.price)},${" "}
             <span class="muted">${t("col.fee")} ${format.quantity(fill.fee)} ${fill.fee_asset}</span>
           </li>`,
           )}
@@ -366,6 +406,11 @@ function Traded({ trading, t }) {
 function significant(t, value) {
   if (value === null || value === undefined) return t.format.none;
   return new Intl.NumberFormat(t.language, { maximumSignificantDigits: 6 }).format(value);
+}
+
+/** buy or sell */
+function word(t, side) {
+  return said(t, "side", String(side).toLowerCase());
 }
 
 function pretty(text) {

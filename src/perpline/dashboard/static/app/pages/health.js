@@ -3,24 +3,25 @@ import { html, useMemo } from "../../vendor/htm-preact.js";
 import { useApi } from "../api.js";
 import { useLive } from "../live.js";
 import { Bar } from "../parts/bars.js";
-import { Figure, Page, Panel } from "../parts/page.js";
+import { Figure, Page, Panel, recent } from "../parts/page.js";
 import { Table } from "../parts/table.js";
 
 export default function Health({ live, api, t }) {
   const { data, error } = useApi(api, "health", {}, 5);
   useLive(live, ["overview"], 1000);
+  const now = live.now() ?? Date.now();
   return html`<${Page} name="health" title=${t("health.title")} ready=${Boolean(data)} error=${error} t=${t}>
     ${
       data &&
       html`<div class="panels two">
       <${Freshness} live=${live} t=${t} />
       <div class="column">
-        <${Waiting} data=${data} t=${t} />
+        <${Waiting} data=${data} now=${now} t=${t} />
         <${Room} room=${data.room} t=${t} />
       </div>
       <${Gaps} data=${data} t=${t} />
       <${Sources} sources=${data.sources ?? {}} t=${t} />
-      <${Buffers} buffers=${data.buffers ?? {}} t=${t} />
+      <${Buffers} buffers=${data.buffers ?? {}} now=${now} t=${t} />
       <${Revisions} rows=${data.revisions ?? []} t=${t} />
     </div>`
     }
@@ -93,7 +94,7 @@ function Freshness({ live, t }) {
   <//>`;
 }
 
-function Waiting({ data, t }) {
+function Waiting({ data, now, t }) {
   const { format } = t;
   const { spool, outbox } = data;
   const waiting = Object.values(data.buffers ?? {}).reduce((sum, each) => sum + (each.waiting ?? 0), 0);
@@ -111,7 +112,7 @@ function Waiting({ data, t }) {
         outbox &&
         html`<${Figure} name=${t("health.outbox")} value=${format.number(outbox.pending)} tone=${outbox.failures ? "bad" : ""} />
         <${Figure} name=${t("health.published")} value=${format.number(outbox.published)} />
-        <${Figure} name=${t("health.last_published")} value=${format.clock(outbox.last_published_ms)} />`
+        <${Figure} name=${t("health.last_published")} value=${recent(t, outbox.last_published_ms, now)} />`
       }
     </dl>
     ${
@@ -229,7 +230,7 @@ function Sources({ sources, t }) {
   <//>`;
 }
 
-function Buffers({ buffers, t }) {
+function Buffers({ buffers, now, t }) {
   const { format } = t;
   const rows = Object.entries(buffers).map(([table, each]) => ({ table, ...each }));
   const columns = [
@@ -260,7 +261,7 @@ function Buffers({ buffers, t }) {
       label: t("health.last_write"),
       right: true,
       value: (row) => row.last_write_ms,
-      cell: (row) => format.clock(row.last_write_ms),
+      cell: (row) => recent(t, row.last_write_ms, now),
     },
   ];
   return html`<${Panel} title=${t("health.buffers")}>

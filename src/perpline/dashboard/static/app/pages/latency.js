@@ -47,7 +47,13 @@ export default function Latency({ live, api, t }) {
   >
     ${
       data &&
-      html`<div class="panels two">
+      html`${
+        data.asked > data.minutes &&
+        html`<p class="note" role="status" data-testid="latency-cut">
+        ${t("minutes.cut", { shown: format.number(data.minutes), asked: format.number(data.asked) })}
+      </p>`
+      }
+      <div class="panels two">
       <${Summary} name="close_to_signal" facts=${data.close_to_signal_ms} t=${t} />
       <${Summary} name="market_close_to_signal" facts=${data.market_close_to_signal_ms} t=${t} />
       <${Panel} title=${t("latency.waterfall")} full data-testid="waterfall">

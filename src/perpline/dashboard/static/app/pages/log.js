@@ -26,6 +26,7 @@ const ALARMS = new Set([
   "spool_growing",
   "disk_low",
   "protective_stop_missing",
+  "positions_unattended",
   "daily_loss_limit",
   "mode_changed",
   "model_drift",
@@ -70,6 +71,8 @@ export default function Log({ live, api, t }) {
     />
   </div>`;
   return html`<${Page} name="log" title=${t("page.log")} ready=${Boolean(data)} error=${error} aside=${aside} t=${t}>
+    ${data?.unwatched &&
+    html`<p class="note bad" role="alert" data-testid="unwatched">${t("log.unwatched")} (${data.unwatched})</p>`}
     ${data &&
     html`<div class="panels broad">
       <${Panel} title=${t("log.alarms")} full aside=${html`<span class="muted">${shownAlarms.length}</span>`}>
@@ -183,5 +186,7 @@ function shownValue(value) {
 function runbookOf(row) {
   const alarm = row.fields?.alarm ?? nameOf(row);
   const page = row.fields?.runbook ?? (ALARMS.has(alarm) ? `docs/runbooks/${alarm}.md` : null);
-  return html`<code>${page ?? `docs/operations.md: ${nameOf(row)}`}</code>`;
+  const text = html`<code>${page ?? `docs/operations.md: ${nameOf(row)}`}</code>`;
+  const url = String(row.runbook_url ?? "");
+  return url.startsWith("https://") ? html`<a href=${url} target="_blank" rel="noopener noreferrer">${text}</a>` : text;
 }

@@ -18,7 +18,7 @@ export default function Minutes({ live, api, t, open }) {
   const [active, setActive] = useState(null);
   const every_s = Math.min(30, Math.max(5, 60 / (api.session.speed ?? 1)));
   const { data, error } = useApi(api, "minutes", { minutes }, every_s);
-  const newest = useNewest(live, data, minutes);
+  const newest = useNewest(live, data);
   const symbols = useMemo(() => matching(newest, filter, only), [newest, filter, only]);
   const size = chosenSize ?? (newest && newest.symbols.length > LARGE_UP_TO ? "small" : "large");
   const explain = (symbol, time) => open(`#/explain/${symbol}/${time}`);
@@ -49,7 +49,13 @@ export default function Minutes({ live, api, t, open }) {
   >
     ${
       newest &&
-      html`<p class="told" id="heat-map-told" role="status" aria-live="polite" data-testid="minute-told">
+      html`${
+        newest.asked > newest.minutes &&
+        html`<p class="note" role="status" data-testid="minutes-cut">
+        ${t("minutes.cut", { shown: t.format.number(newest.minutes), asked: t.format.number(newest.asked) })}
+      </p>`
+      }
+      <p class="told" id="heat-map-told" role="status" aria-live="polite" data-testid="minute-told">
         ${cell ? html`<${Told} active=${active} cell=${cell} t=${t} />` : html`<span class="muted">${t("minutes.help")}</span>`}
       </p>
       ${
@@ -151,7 +157,7 @@ class HiddenTable extends Component {
         <thead>
           <tr>
             <th scope="col">${t("col.symbol")}</th>
-            ${facts.times.map((time) => html`<th scope="col" key=${time}>${t.format.minute(time)}</th>`)}
+            ${facts.times.map((time) => html`<th scope="col" key=${time}>${t.format.dayMinute(time)}</th>`)}
           </tr>
         </thead>
         <tbody>
@@ -190,7 +196,7 @@ class HiddenRow extends Component {
 }
 
 /** What was asked for, and what was decided since. */
-function useNewest(live, data, minutes) {
+function useNewest(live, data) {
   const [newest, setNewest] = useState(null);
   useEffect(() => {
     if (data) setNewest(data);
@@ -200,6 +206,7 @@ function useNewest(live, data, minutes) {
       live.on("decisions", (rows) =>
         setNewest((old) => {
           if (!old) return old;
+          const minutes = old.times.length; // as many as were answered: of many symbols that can be fewer than asked for
           const last = Math.max(...rows.map((row) => row.close_time));
           const step = 60_000;
           const added = [];
@@ -222,7 +229,7 @@ function useNewest(live, data, minutes) {
           return { ...old, times, cells };
         }),
       ),
-    [live, minutes],
+    [live],
   );
   return newest;
 }

@@ -17,7 +17,7 @@ export default function Models({ api, t }) {
       <div class="column">
         <${Champion} data=${data} t=${t} />
         <${Shadows} data=${data} t=${t} />
-        <${Calibration} slots=${data.calibration ?? []} t=${t} />
+        <${Calibration} calibration=${data.calibration ?? {}} t=${t} />
       </div>
       <${Drift} drift=${data.drift} isAway=${data.worker === false} t=${t} />
       <${Deployments} rows=${data.deployments ?? []} t=${t} />
@@ -155,10 +155,12 @@ function Drift({ drift, isAway, t }) {
   <//>`;
 }
 
-/** What was promised against what came, by slot; a dot's size is the number of signals in it. */
-function Calibration({ slots, t }) {
+/** What was promised against what came, by model; a dot's size is the number of signals in it. */
+function Calibration({ calibration, t }) {
   const { format } = t;
-  const known = slots.filter((each) => each.bins?.length);
+  const known = Object.entries(calibration)
+    .map(([model, bins]) => ({ model, bins }))
+    .filter((each) => each.bins.length);
   if (!known.length) {
     return html`<${Panel} title=${t("models.calibration")}><p class="muted empty">${t("models.no_outcomes")}</p><//>`;
   }
@@ -188,13 +190,13 @@ function Calibration({ slots, t }) {
       <text x=${(left + right) / 2} y=${height - 4} text-anchor="middle">${t("models.predicted")}</text>
       <text x="11" y=${(top + bottom) / 2} text-anchor="middle" transform="rotate(-90 11 ${(top + bottom) / 2})">${t("models.came")}</text>
       ${known.map(
-        (each, at) => html`<g key=${each.slot} class="line-${(at % 5) + 1}">
+        (each, at) => html`<g key=${each.model} class="line-${(at % 5) + 1}">
         <polyline points=${each.bins.map((bin) => `${x(bin.p_mean)},${y(bin.hit_rate)}`).join(" ")} />
         ${each.bins.map(
           (
             bin,
           ) => html`<circle key=${bin.p_mean} cx=${x(bin.p_mean)} cy=${y(bin.hit_rate)} r=${2.5 + 5 * Math.sqrt(bin.n / most)}>
-          <title>${`${each.slot}: ${format.percent(bin.p_mean, 1)} → ${format.percent(bin.hit_rate, 1)}, n ${format.number(bin.n)}`}</title>
+          <title>${`${each.model}: ${format.percent(bin.p_mean, 1)} → ${format.percent(bin.hit_rate, 1)}, n ${format.number(bin.n)}`}</title>
         </circle>`,
         )}
       </g>`,
@@ -202,8 +204,8 @@ function Calibration({ slots, t }) {
     </svg>
     <ul class="legend">
       ${known.map(
-        (each, at) => html`<li key=${each.slot}>
-        <i class="key key-${(at % 5) + 1}" aria-hidden="true"></i> ${each.slot}, n ${format.number(each.bins.reduce((sum, bin) => sum + bin.n, 0))}
+        (each, at) => html`<li key=${each.model}>
+        <i class="key key-${(at % 5) + 1}" aria-hidden="true"></i> ${each.model}, n ${format.number(each.bins.reduce((sum, bin) => sum + bin.n, 0))}
       </li>`,
       )}
       <li class="muted"><i class="dash" aria-hidden="true"></i> ${t("models.ideal")}</li>
@@ -212,12 +214,12 @@ function Calibration({ slots, t }) {
       <summary>${t("symbol.as_table")}</summary>
       <${Table}
         columns=${[
-          { id: "slot", label: t("models.slot"), cell: (row) => row.slot },
+          { id: "model", label: t("models.model"), cell: (row) => row.model },
           { id: "p", label: t("models.predicted"), right: true, cell: (row) => format.percent(row.p_mean, 1) },
           { id: "hit", label: t("models.came"), right: true, cell: (row) => format.percent(row.hit_rate, 1) },
           { id: "n", label: "n", right: true, cell: (row) => format.number(row.n) },
         ]}
-        rows=${known.flatMap((each) => each.bins.map((bin) => ({ slot: each.slot, ...bin })))}
+        rows=${known.flatMap((each) => each.bins.map((bin) => ({ model: each.model, ...bin })))}
         label=${t("models.calibration")}
         empty=""
       />

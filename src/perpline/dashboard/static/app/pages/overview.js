@@ -1,13 +1,15 @@
 // One row a symbol: what is heard, what was decided, what is at risk.
 import { Component, html, useEffect, useMemo, useState } from "../../vendor/htm-preact.js";
 import { useSecond } from "../header.js";
-import { useLive } from "../live.js";
+import { useHeard, useLive } from "../live.js";
 import { DecisionBadge, ModeBadge, Money, Side } from "../parts/badge.js";
+import { KINDS } from "../parts/cell_signs.js";
 import { Page } from "../parts/page.js";
 import { Sparkline } from "../parts/sparkline.js";
 import { WindowTable, sorted } from "../parts/table.js";
 
 const ROW_HEIGHT = 36;
+const ABSTENTIONS = KINDS.filter((kind) => kind.startsWith("skipped_"));
 const FILTERS = ["all", "signals", "abstained", "positions", "stale"];
 
 export default function Overview({ live, t, open }) {
@@ -18,6 +20,7 @@ export default function Overview({ live, t, open }) {
   const [sort, setSort] = useState({ id: "symbol", down: false });
   const second = Math.floor((live.now() ?? 0) / 1000);
   const beat = useBeat();
+  const isHeard = useHeard(live);
   const hasModes = live.symbols.some((symbol) => isException(live, live.rows.get(symbol)));
   const columns = useMemo(() => columnsOf(t, live, hasModes), [t, live.streams, hasModes]);
   // The order is made anew once a second and not with every price: rows that jump five times a second cannot be read.
@@ -70,7 +73,7 @@ export default function Overview({ live, t, open }) {
       items=${symbols}
       keyOf=${itself}
       Row=${Row}
-      rowProps=${{ live, t, open, second }}
+      rowProps=${{ live, t, open, second, isHeard }}
       rowHeight=${ROW_HEIGHT}
       label=${t("overview.table")}
       sort=${sort}
@@ -79,16 +82,17 @@ export default function Overview({ live, t, open }) {
   <//>`;
 }
 
-/** A row, drawn again when its row is another object, or the second (funding) or the words are. */
+/** A row, drawn again when its row is another object, or the second (funding), the words or whether it is heard are. */
 class Row extends Component {
   drawn = null;
 
   shouldComponentUpdate(next) {
     if (next.live.rows.get(next.item) !== this.drawn) return true;
-    return ["item", "isActive", "index", "places", "t", "second"].some((name) => next[name] !== this.props[name]);
+    const others = ["item", "isActive", "index", "places", "t", "second", "isHeard"];
+    return others.some((name) => next[name] !== this.props[name]);
   }
 
-  render({ item: symbol, live, t, open, isActive, index, top, places, onFocus }) {
+  render({ item: symbol, live, t, open, isHeard, isActive, index, top, places, onFocus }) {
     const row = live.rows.get(symbol);
     this.drawn = row;
     if (!row) return null;
@@ -117,14 +121,14 @@ class Row extends Component {
         <a href=${`#/symbol/${symbol}`} tabindex=${tab} title=${symbol}>${symbol}</a>
         ${isException(live, row) && html`<${ModeBadge} mode=${row.mode} t=${t} />`}
       </div>
-      <div role="cell" class="right strong" data-testid=${cell("price")} data-value=${row.price}>${format.price(row.price)}</div>
-      <div role="cell" class="right" data-testid=${cell("spread")} data-value=${row.spread_bps}>${format.bps(row.spread_bps)}</div>
-      <div role="cell" class="right" data-testid=${cell("mark")} data-value=${row.mark}>${format.price(row.mark)}</div>
-      <div role="cell" class="right" data-testid=${cell("funding")} data-value=${row.funding}>
+      <div role="cell" class="right strong live" data-testid=${cell("price")} data-value=${row.price}>${format.price(row.price)}</div>
+      <div role="cell" class="right live" data-testid=${cell("spread")} data-value=${row.spread_bps}>${format.bps(row.spread_bps)}</div>
+      <div role="cell" class="right live" data-testid=${cell("mark")} data-value=${row.mark}>${format.price(row.mark)}</div>
+      <div role="cell" class="right live" data-testid=${cell("funding")} data-value=${row.funding}>
         <span class=${row.funding < 0 ? "down" : ""}>${format.rate(row.funding)}</span>
         <small class="muted countdown">${left(t, live, row.next_funding)}</small>
       </div>
-      ${live.streams.map((stream, at) => age(t, symbol, stream, row.ages?.[at], row.stale?.includes(stream)))}
+      ${live.streams.map((stream, at) => age(t, symbol, stream, isHeard ? row.ages?.[at] : undefined, row.stale?.includes(stream)))}
       <div role="cell" data-testid=${cell("last")} data-value=${row.last?.status}>
         ${row.last &&
         html`<a
@@ -137,12 +141,16 @@ class Row extends Component {
           <small class="muted">${format.minute(row.last.close_time)}</small>
         </a>`}
       </div>
-      <div role="cell" class="right" data-testid=${cell("position")} data-value=${row.position?.quantity}>
-        ${row.position &&
-        html`<${Side} side=${row.position.side} t=${t} brief />${" "}
-          <span title=${format.quantity(row.position.quantity)}>${format.short(row.position.quantity)}</span>`}
+      <div
+        role="cell"
+        class="right live position-cell"
+        data-testid=${cell("position")}
+        data-value=${row.position?.quantity}
+        data-account=${row.position?.account}
+      >
+        ${row.position && held(t, row.position)}
       </div>
-      <div role="cell" class="right" data-testid=${cell("pnl")} data-value=${pnlOf(row)}>
+      <div role="cell" class="right live" data-testid=${cell("pnl")} data-value=${pnlOf(row)}>
         ${row.position && html`<${Money} value=${pnlOf(row)} t=${t} />`}
       </div>
       <div role="cell" class="spark-cell">
@@ -152,8 +160,20 @@ class Row extends Component {
   }
 }
 
+/** Whose position it is, whether its stop rests at the exchange, which way and how much. */
+function held(t, { account, protected: isProtected, side, quantity }) {
+  return html`${isProtected === false &&
+    html`<span class="bad strong" title=${t("overview.no_stop")}>
+      <span aria-hidden="true">!</span><span class="hidden">${t("overview.no_stop")}</span>
+    </span>`}
+    ${account && html`<${ModeBadge} mode=${account} t=${t} brief />`}
+    <${Side} side=${side} t=${t} brief />${" "}
+    <span title=${t.format.quantity(quantity)}>${t.format.short(quantity)}</span>`;
+}
+
+/** `seconds` is undefined where nothing is heard, so that it is not known, and null where nothing has come yet. */
 function age(t, symbol, stream, seconds, isStale) {
-  const is = seconds === null || seconds === undefined ? "none" : isStale ? "stale" : "ok";
+  const is = seconds === undefined ? "unknown" : seconds === null ? "none" : isStale ? "stale" : "ok";
   const text = t.format.age(seconds);
   return html`<div
     role="cell"
@@ -208,7 +228,7 @@ function columnsOf(t, live, hasModes) {
     {
       id: "position",
       label: t("col.position"),
-      width: 104,
+      width: 124,
       right: true,
       downFirst: true,
       value: of((row) => row.position && row.position.side * row.position.quantity),
@@ -231,10 +251,12 @@ function matching(live, filter, only) {
   });
 }
 
-/** Signals by probability first, then the abstentions by name. */
+/** Signals by their probability, then what was flat, then the abstentions, each kind together. */
 function decisionRank(row) {
   if (!row.last) return null;
-  return row.last.status === "ok" ? `~${String(row.last.p ?? 0).padEnd(8, "0")}` : row.last.status;
+  const { status, p } = row.last;
+  if (status === "ok") return 1 + (p ?? 0);
+  return status === "flat" ? 0 : status === "cooldown" ? -1 : -2 - ABSTENTIONS.indexOf(status);
 }
 
 function pnlOf(row) {

@@ -1,10 +1,11 @@
 // One symbol: candles with decisions and positions, what else is known of it below, a calculator.
 import { html, useEffect, useMemo, useState } from "../../vendor/htm-preact.js";
 import { useApi } from "../api.js";
-import { useLive } from "../live.js";
-import { DecisionBadge, Money, Side } from "../parts/badge.js";
+import { useHeard, useLive } from "../live.js";
+import { DecisionBadge, ModeBadge, Money, Side } from "../parts/badge.js";
 import { CandleChart } from "../parts/candle_chart.js";
 import { Page, Panel, errorText } from "../parts/page.js";
+import { said } from "../parts/said.js";
 import { Pane, SharedTime, aligned } from "../parts/panes.js";
 import { still, useKept } from "../parts/still.js";
 import { SymbolChoice } from "../parts/symbol_choice.js";
@@ -14,6 +15,7 @@ const STEPS = { "1m": 60_000, "15m": 900_000, "1h": 3_600_000 };
 const CANDLES = 500;
 const SHOWN_DECISIONS = 30;
 const MINUTE_MS = 60_000;
+const FORMED_OF = 8;
 
 export default function SymbolPage({ live, api, t, params, open }) {
   const symbol = params[0] ?? null;
@@ -27,7 +29,7 @@ export default function SymbolPage({ live, api, t, params, open }) {
   const { data, error, again } = useApi(api, symbol && "symbol", query, end ? 0 : every_s);
   const view = useKept(useMemo(() => data && { facts: data, interval, step: STEPS[interval], end }, [data]));
   const shared = useMemo(() => new SharedTime(), [symbol, view?.interval]);
-  // The candle of 15m or 1h that is still forming is made of the minutes in it.
+  // The candle of 15m or 1h that is still forming is made of the closed minutes in it.
   const inside = useApi(
     api,
     symbol && interval !== "1m" ? "symbol" : null,
@@ -40,6 +42,11 @@ export default function SymbolPage({ live, api, t, params, open }) {
     [symbol, again],
   );
   useEffect(() => setEnd(null), [symbol, interval]);
+  const isHeard = useHeard(live);
+  const forming = useMemo(
+    () => (view && view.end === null ? formingCandle(view.facts.candles, inside.data?.candles ?? [], view.step) : null),
+    [view, inside.data],
+  );
 
   if (!symbol) {
     const symbols = live.symbols.length ? live.symbols : (api.session.symbols ?? []);
@@ -49,15 +56,11 @@ export default function SymbolPage({ live, api, t, params, open }) {
     <//>`;
   }
   const row = live.rows.get(symbol);
-  const isLive = live.header.worker === "live" && live.state === "live";
-  const forming =
-    view && view.end === null && isLive
-      ? formingCandle(view.facts.candles, inside.data?.candles, row?.price, live.now(), view.step)
-      : null;
+  const isNewest = isHeard && view?.end === null;
   const toggle = (name) => setShown({ ...shown, [name]: !shown[name] });
   return html`<${Page}
     name="symbol"
-    title=${html`${symbol} <span class="now" data-testid="symbol-price" data-value=${row?.price}>${t.format.price(row?.price)}</span>`}
+    title=${html`${symbol} <span class="now live" data-testid="symbol-price" data-value=${row?.price}>${t.format.price(row?.price)}</span>`}
     ready=${Boolean(data)}
     error=${error}
     t=${t}
@@ -133,6 +136,7 @@ export default function SymbolPage({ live, api, t, params, open }) {
                 title=${`${symbol} ${view.interval} ${view.end ?? ""}`}
                 step=${view.step}
                 forming=${forming}
+                price=${isNewest ? (row?.price ?? null) : null}
                 shown=${shown}
                 shared=${shared}
                 onHover=${setHovered}
@@ -147,7 +151,7 @@ export default function SymbolPage({ live, api, t, params, open }) {
         <${Decisions} symbol=${symbol} decisions=${view.facts.decisions} t=${t} open=${open} />
       <//>
       <div class="column">
-        <${Slippage} symbol=${symbol} api=${api} isLive=${isLive} t=${t} />
+        <${Slippage} symbol=${symbol} api=${api} isLive=${isHeard} t=${t} />
         <${Panel} title=${t("symbol.positions")}>
           <${Positions} positions=${view.facts.positions} open=${row?.position} t=${t} />
         <//>
@@ -157,12 +161,12 @@ export default function SymbolPage({ live, api, t, params, open }) {
   <//>`;
 }
 
-/** What the pointer is on: the candle, and what was decided at its closes. */
+/** The candle that the pointer is on, else the last that closed, and what was decided at its closes. */
 function Hovered({ facts, forming, step, at, t }) {
   const { format } = t;
   const last = facts.candles.at(-1);
-  const candle =
-    at === null ? (forming ?? last) : forming?.[0] === at ? forming : facts.candles.find((each) => each[0] === at);
+  const isForming = at !== null && forming?.[0] === at;
+  const candle = at === null ? last : isForming ? forming : facts.candles.find((each) => each[0] === at);
   if (!candle) return html`<p class="hovered muted">${format.dayMinute(at)} · ${t("symbol.no_candle")}</p>`;
   const [time, o, h, l, c, volume, source, synthetic] = candle;
   const decided = facts.decisions.filter((each) => each.close_time > time && each.close_time <= time + step);
@@ -180,6 +184,12 @@ function Hovered({ facts, forming, step, at, t }) {
     )}
     <span class=${c >= o ? "up" : "down"}>${format.signed((c / o - 1) * 100, 2)} %</span>
     <span><span class="muted">${t("symbol.volume")}</span> ${format.number(volume, volume < 100 ? 2 : 0)}</span>
+    ${
+      isForming &&
+      html`<span class="badge status-wait">
+      ${t("symbol.forming", { n: format.number(forming[FORMED_OF]), all: format.number(step / MINUTE_MS) })}
+    </span>`
+    }
     ${source && html`<span class="muted">${source}${synthetic ? `, ${t("symbol.synthetic")}` : ""}</span>`}
     ${told.slice(0, 3).map(
       (each) => html`<span key=${each.close_time}>
@@ -200,7 +210,8 @@ function Legend({ shown, t }) {
       <span><span aria-hidden="true">✕</span> ${t("symbol.exit")}</span>
       <span><i class="dash up" aria-hidden="true"></i> ${t("symbol.target")}</span>
       <span><i class="dash down" aria-hidden="true"></i> ${t("symbol.stop")}</span>
-      <span><i class="dash dots down" aria-hidden="true"></i> ${t("symbol.protective")}</span>`
+      <span><i class="dash dots down" aria-hidden="true"></i> ${t("symbol.protective")}</span>
+      <span>${t("symbol.accounts")}</span>`
     }
   </p>`;
 }
@@ -309,11 +320,16 @@ function Positions({ positions, open, t }) {
       cell: (row) => format.dayMinute(row.opened_at),
       value: (row) => row.opened_at,
     },
-    { id: "account", label: t("col.account"), cell: (row) => row.account, value: (row) => row.account },
+    {
+      id: "account",
+      label: t("col.account"),
+      cell: (row) => html`<${ModeBadge} mode=${row.account} t=${t} />`,
+      value: (row) => row.account,
+    },
     { id: "side", label: t("col.side"), cell: (row) => html`<${Side} side=${row.side} t=${t} />` },
     { id: "entry", label: t("col.entry"), right: true, cell: (row) => format.price(row.entry_price) },
     { id: "exit", label: t("col.exit"), right: true, cell: (row) => format.price(row.exit_price) },
-    { id: "why", label: t("col.why"), cell: (row) => row.exit_reason || t("symbol.open") },
+    { id: "why", label: t("col.why"), cell: (row) => said(t, "exit", row.exit_reason) || t("symbol.open") },
     {
       id: "net",
       label: t("col.net"),
@@ -426,27 +442,38 @@ const Slippage = still(function Slippage({ symbol, api, isLive, t }) {
     ${
       isAmount &&
       isLive &&
+      data?.is_stale &&
+      html`<p class="note bad" role="alert" data-testid="slippage-stale">
+        <strong>! ${t("symbol.book_stale", { age: format.age(data.age_s) })}</strong>
+      </p>`
+    }
+    ${
+      isAmount &&
+      isLive &&
       html`<dl class="figures" aria-live="polite" data-testid="slippage-result">
         <div class="figure"><dt>${t("symbol.price_about")}</dt><dd>${format.price(data?.price)}</dd></div>
         <div class="figure"><dt>${t("symbol.bps")}</dt><dd>${format.bps(data?.bps)}</dd></div>
         <div class="figure"><dt>${t("col.quantity")}</dt><dd>${format.quantity(data && Number(data.quantity).toPrecision(6))}</dd></div>
+        <div class=${data?.is_stale ? "figure bad" : "figure"}><dt>${t("symbol.book_age")}</dt><dd>${format.age(data?.age_s)}</dd></div>
       </dl>
       ${data?.quoted_usdt && html`<p class="muted"><small>${t("symbol.slippage_note", { amount: format.number(data.quoted_usdt) })}</small></p>`}`
     }
   <//>`;
 });
 
-/** [open_time, o, h, l, c, null] of the candle that the market is in, null where its first price is not known. */
-function formingCandle(candles, minutes, price, now, step) {
-  if (!price || now === null || !candles.length) return null;
-  const open = Math.floor(now / step) * step;
-  const before = candles.at(-1);
-  if (before[0] >= open || open - before[0] > 3 * step) return null;
-  const inside = step === MINUTE_MS ? [] : (minutes ?? []).filter((each) => each[0] >= open);
-  const first = inside[0]?.[1] ?? before[4];
-  const high = Math.max(price, first, ...inside.map((each) => each[2]));
-  const low = Math.min(price, first, ...inside.map((each) => each[3]));
-  return [open, first, high, low, price, null]; // what was traded in it is told when it has closed
+/**
+ * The candle that is still forming, of the closed minutes in it: [open_time, o, h, l, c, volume, null, false, how many
+ * minutes]. Null where none of its minutes is stored, and of 1m candles, which have no closed minutes in them.
+ */
+export function formingCandle(candles, minutes, step) {
+  if (step === MINUTE_MS || !candles.length || !minutes.length) return null;
+  const open = Math.floor(minutes.at(-1)[0] / step) * step;
+  if (open <= candles.at(-1)[0]) return null;
+  const inside = minutes.filter((each) => each[0] >= open);
+  const high = Math.max(...inside.map((each) => each[2]));
+  const low = Math.min(...inside.map((each) => each[3]));
+  const volume = inside.reduce((sum, each) => sum + each[5], 0);
+  return [open, inside[0][1], high, low, inside.at(-1)[4], volume, null, false, inside.length];
 }
 
 /** A number with as few digits as an axis has room for. */

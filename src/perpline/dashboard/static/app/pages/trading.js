@@ -6,12 +6,11 @@ import { useLive } from "../live.js";
 import { ModeBadge, Money, Side } from "../parts/badge.js";
 import { LineChart } from "../parts/chart.js";
 import { Figure, Page, Panel, recent } from "../parts/page.js";
+import { said } from "../parts/said.js";
 import { Table } from "../parts/table.js";
 
 const LOOK_EVERY_S = 3;
 const ACCOUNTS = ["paper", "live"];
-const OVER = new Set(["filled", "canceled", "expired", "rejected", "never_arrived", "finished"]);
-const LEGS = { e: "entry", x: "exit", s: "stop", f: "flatten" };
 
 export default function Trading({ live, api, t, open }) {
   const { data, error } = useApi(api, "trading", {}, LOOK_EVERY_S);
@@ -70,7 +69,7 @@ export default function Trading({ live, api, t, open }) {
         <${Panel}
           title=${t("trading.closed")}
           full
-          aside=${html`<${Sum} rows=${facts.closed.filter(shown)} t=${t} />`}
+          aside=${html`<${Sums} sums=${facts.sums.filter(shown)} t=${t} />`}
           data-testid="trading-closed"
         >
           ${table("closed", facts.closed, { keyOf: (row) => `${row.account}${row.position_id}`, onRow: toSymbol })}
@@ -102,6 +101,12 @@ function AccountPanel({ facts, t }) {
     aside=${html`<${ModeBadge} mode=${facts.account} t=${t} />`}
     data-testid=${`account-facts-${facts.account}`}
   >
+    ${
+      facts.away &&
+      html`<p class="note warn warn-text" data-testid=${`account-away-${facts.account}`}>
+      ${t("trading.not_here", { why: t(`trading.away_${facts.away}`) })}
+    </p>`
+    }
     <dl class="figures">
       <${Figure} name=${t("header.equity")} value=${t.format.usdt(facts.equity)} testid=${`equity-${facts.account}`} />
       <${Figure} name=${t("trading.wallet")} value=${t.format.usdt(facts.wallet)} />
@@ -150,13 +155,19 @@ function Equity({ curves, account, t }) {
   return html`<${LineChart} data=${data} series=${series} label=${t("trading.equity")} value=${t.format.usdt} t=${t} />`;
 }
 
-function Sum({ rows, t }) {
-  if (!rows.length) return null;
-  const net = rows.reduce((sum, row) => sum + netOf(row), 0);
-  const won = rows.filter((row) => netOf(row) > 0).length;
-  return html`<span class="muted">
-    ${t("trading.closed_sum", { n: t.format.number(rows.length), won: t.format.percent(won / rows.length, 0) })}
-    ${" "}<${Money} value=${net} t=${t} />
+/** What the closed positions of the last 30 days brought, by account: money of paper and real money are not one sum. */
+function Sums({ sums, t }) {
+  return html`<span class="sums">
+    ${sums
+      .filter((each) => each.closed > 0)
+      .map((each) => {
+        const n = t.format.number(each.closed);
+        const won = t.format.percent(each.won / each.closed, 0);
+        return html`<span class="muted" key=${each.account} data-testid=${`sum-${each.account}`} data-value=${each.net}>
+        <${ModeBadge} mode=${each.account} t=${t} /> ${t("trading.closed_sum", { days: each.days, n, won })}${" "}
+        <${Money} value=${each.net} t=${t} />
+      </span>`;
+      })}
   </span>`;
 }
 
@@ -174,36 +185,42 @@ function factsOf(data) {
   const accounts = ACCOUNTS.filter((each) => data.accounts?.[each]).map((account) => ({
     ...data.accounts[account],
     account,
-    positions: data.accounts[account].positions ?? [],
+    positions: (data.accounts[account].positions ?? []).map((row) => ({ account, ...row })),
+    away: data.accounts[account].told_by === "tables" ? whyAway(data, account) : null,
   }));
   const history = data.history ?? {};
-  const of = (name) =>
-    accounts.flatMap(({ account, ...each }) =>
-      Array.isArray(each[name]) ? each[name].map((row) => ({ account, ...row })) : [],
-    );
-  const newestFirst = (rows, time) => [...rows].sort((one, other) => (other[time] ?? 0) - (one[time] ?? 0));
-  const told = of("orders");
-  const orders = (told.length ? told : (history.orders ?? [])).filter((row) => !OVER.has(row.status));
-  const positions = of("positions");
-  const curves = Array.isArray(data.equity)
-    ? { [accounts.find((each) => each.account === "live" && each.equity !== null)?.account ?? "paper"]: data.equity }
-    : (data.equity ?? {});
+  const newestFirst = (rows, time) => [...(rows ?? [])].sort((one, other) => (other[time] ?? 0) - (one[time] ?? 0));
+  const orders = data.orders_open ?? [];
+  const positions = accounts.flatMap((each) => each.positions);
   return {
     accounts,
     modes: data.modes ?? [],
     positions,
     protections: positions.map((row) => ({ ...row, order: stopOf(orders, row) })),
     orders: newestFirst(orders, "created_at"),
-    closed: newestFirst((history.positions ?? []).filter((row) => row.status === "closed"), "closed_at"),
-    fills: newestFirst(history.fills?.length ? history.fills : of("fills"), "traded_at"),
-    refusals: newestFirst(history.refusals ?? [], "at"),
-    twins: newestFirst([...(data.twins ?? []), ...of("twins")], "at"),
-    curves,
+    closed: newestFirst(
+      (history.positions ?? []).filter((row) => row.status === "closed"),
+      "closed_at",
+    ),
+    sums: ACCOUNTS.filter((each) => data.sums?.[each]).map((account) => ({ account, ...data.sums[account] })),
+    fills: newestFirst(history.fills, "traded_at"),
+    refusals: newestFirst(history.refusals, "at"),
+    twins: newestFirst(data.twins, "at"),
+    curves: data.equity ?? {},
   };
 }
 
+/** Why nobody looks after an account here, so that the tables tell of it: a word of trading.away_…. */
+function whyAway(data, account) {
+  if (data.keys === null || data.keys === undefined) return "worker";
+  if ((data.waiting_for_lease ?? []).includes(account)) return "lease";
+  return account === "live" && !data.keys ? "keys" : "other";
+}
+
+/** The newest of its orders that is a stop. */
 function stopOf(orders, position) {
-  return orders.find((row) => row.leg === "s" && row.symbol === position.symbol && row.account === position.account);
+  const isOfIt = (row) => row.leg === "stop" && row.symbol === position.symbol && row.account === position.account;
+  return orders.filter(isOfIt).sort((one, other) => other.created_at - one.created_at)[0];
 }
 
 function columnsOf(t, live) {
@@ -263,7 +280,7 @@ function columnsOf(t, live) {
       account,
       symbol,
       column("protective", (row) => protective(t, row), right),
-      column("mark", (row) => distance(t, row), right),
+      column("distance", (row) => distance(t, row), right),
       column("naked", (row) => naked(t, row), right),
       column("status", (row) => stopState(t, row)),
     ],
@@ -271,7 +288,7 @@ function columnsOf(t, live) {
       account,
       symbol,
       order,
-      column("leg", (row) => said(t, "leg", LEGS[row.leg] ?? row.leg)),
+      column("leg", (row) => said(t, "leg", row.leg)),
       column("kind", (row) => html`${said(t, "kind", String(row.kind).toLowerCase())}`),
       quantity(),
       column("price", (row) => format.price(row.trigger_price ?? row.price), right),
@@ -363,7 +380,7 @@ function naked(t, row) {
 }
 
 function stopState(t, row) {
-  if (!isTold(row)) return t.format.none;
+  if (!isTold(row)) return said(t, "order_status", row.order?.status) || t.format.none;
   if (!row.protective_stop) return said(t, "order_status", "none");
   return said(t, "order_status", row.order?.status ?? (row.protected ? "new" : null)) || t.format.none;
 }
@@ -386,12 +403,6 @@ function orderSide(t, side) {
 function sideOf(side) {
   if (typeof side === "number") return side;
   return { buy: 1, long: 1, sell: -1, short: -1 }[String(side).toLowerCase()] ?? 0;
-}
-
-/** The words for a value of the tables; the value itself where there are none. */
-function said(t, kind, value) {
-  if (value === null || value === undefined || value === "") return "";
-  return t.has(`${kind}.${value}`) ? t(`${kind}.${value}`) : String(value);
 }
 
 function netOf(row) {

@@ -1,17 +1,20 @@
 // Small signs. Shape and text say what colour says, for whoever does not see the colour.
 import { html } from "../../vendor/htm-preact.js";
 
-/** OFF a hollow ring, PAPER a dashed sheet, LIVE a filled disc. `count` of symbols, where it is not all; `names` of them. */
-export function ModeBadge({ mode, t, large = false, testid = undefined, count = "", names = "" }) {
+/**
+ * OFF a hollow ring, PAPER a dashed sheet, LIVE a filled disc. `count` of symbols, where it is not all; `names` of them.
+ * `brief` leaves the word to screen readers.
+ */
+export function ModeBadge({ mode, t, large = false, brief = false, testid = undefined, count = "", names = "" }) {
   const known = ["off", "paper", "live"].includes(mode) ? mode : "unknown";
   return html`<span
-    class="mode mode-${known} ${large ? "large" : ""}"
+    class="mode mode-${known} ${large ? "large" : ""} ${brief ? "brief" : ""}"
     data-testid=${testid}
     data-mode=${mode ?? ""}
-    title=${names ? `${t(`mode.${known}`)}: ${names}` : undefined}
+    title=${names ? `${t(`mode.${known}`)}: ${names}` : brief ? t(`mode.${known}`) : undefined}
   >
     <svg viewBox="0 0 16 16" aria-hidden="true">${SHAPES[known]}</svg>
-    <span>${t(`mode.${known}`)}${count && ` ${count}`}</span>
+    <span class=${brief ? "hidden" : ""}>${t(`mode.${known}`)}${count && ` ${count}`}</span>
     ${names && html`<span class="hidden">${names}</span>`}
   </span>`;
 }

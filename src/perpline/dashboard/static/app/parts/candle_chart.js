@@ -4,6 +4,7 @@ import {
   CandlestickSeries,
   CrosshairMode,
   HistogramSeries,
+  LineStyle,
   createChart,
   createSeriesMarkers,
 } from "../../vendor/lightweight-charts.js";
@@ -16,10 +17,10 @@ const ROOM_RIGHT = 6;
 
 /**
  * `facts`: what /api/symbol answers; `title` of what (with another one the newest candles are shown again); `step` in ms;
- * `forming` the candle that is not closed yet, [open_time, o, h, l, c, volume], or null; `shown` {abstentions, positions};
- * `shared` a SharedTime; `onHover(ms or null)` with the open time of the candle under the pointer.
+ * `forming` the candle that is not closed yet, as those of `facts`, or null; `price` the price now, or null; `shown`
+ * {abstentions, positions}; `shared` a SharedTime; `onHover(ms or null)` with the open time of the candle under the pointer.
  */
-export function CandleChart({ facts, title, step, forming, shown, shared, onHover, label, t }) {
+export function CandleChart({ facts, title, step, forming, price, shown, shared, onHover, label, t }) {
   const box = useRef(null);
   const picture = useRef(null);
   const colours = useColours();
@@ -29,8 +30,11 @@ export function CandleChart({ facts, title, step, forming, shown, shared, onHove
     picture.current = new Picture(box.current, colours, t, shared, (ms) => newest.current(ms));
     return () => picture.current.remove();
   }, [colours, t, shared]);
-  useEffect(() => picture.current.show(facts, step, shown, title), [facts, title, step, shown, colours, t, shared]);
-  useEffect(() => picture.current.form(forming), [forming, facts, step, colours, t, shared]);
+  useEffect(
+    () => picture.current.show(facts, forming, step, shown, title),
+    [facts, forming, title, step, shown, colours, t, shared],
+  );
+  useEffect(() => picture.current.tellPrice(price), [price, colours, t, shared]);
   return html`<div class="candles" ref=${box} role="group" aria-label=${label}></div>`;
 }
 
@@ -42,6 +46,8 @@ class Picture {
     this._step = 60_000;
     this._times = [];
     this._title = null;
+    this._now = null;
+    this._mode = (account) => t(`mode.${account}`);
     const { format } = t;
     this._format = format.price;
     this._chart = createChart(box, {
@@ -103,11 +109,11 @@ class Picture {
     this._chart.remove();
   }
 
-  show(facts, step, shown, title) {
+  show(facts, forming, step, shown, title) {
     const { candles, decisions, positions } = facts;
     this._step = step;
     const points = [];
-    for (const [time, open, high, low, close, volume] of candles) {
+    for (const [time, open, high, low, close, volume] of forming ? [...candles, forming] : candles) {
       const before = points.at(-1)?.ms ?? time - step;
       const holes = (time - before) / step - 1;
       if (holes > 0 && holes < MOST_HOLES) {
@@ -145,12 +151,17 @@ class Picture {
     this._tellSpan();
   }
 
-  form(candle) {
-    if (!candle || !this._times.length || candle[0] < this._times.at(-1)) return;
-    const [time, open, high, low, close] = candle;
-    if (time > this._times.at(-1)) this._times.push(time);
-    this._series.update({ time: time / 1000, open, high, low, close });
-    this._boxes.until(time + this._step);
+  /** The price now as a line; with null the line stands at the last close. */
+  tellPrice(price) {
+    const isKnown = typeof price === "number";
+    this._series.applyOptions({ priceLineVisible: !isKnown, lastValueVisible: !isKnown });
+    if (!isKnown && this._now !== null) {
+      this._series.removePriceLine(this._now);
+      this._now = null;
+    } else if (isKnown && this._now === null) {
+      const color = this._colours.muted;
+      this._now = this._series.createPriceLine({ price, color, lineWidth: 1, lineStyle: LineStyle.Dashed, axisLabelColor: color });
+    } else if (isKnown) this._now.applyOptions({ price });
   }
 
   showSpan() {
@@ -158,9 +169,9 @@ class Picture {
   }
 
   showCursor(ms) {
-    const at = ms === null ? -1 : Math.round((ms - this._times[0]) / this._step - 0.5);
+    const at = ms === null ? -1 : Math.floor(placeOf(this._times, this._step, ms));
     const time = this._times[at];
-    const bar = time === undefined ? null : this._series.dataByIndex(at);
+    const bar = time === undefined || ms >= time + this._step ? null : this._series.dataByIndex(at);
     if (bar?.close === undefined) this._chart.clearCrosshairPosition();
     else this._chart.setCrosshairPosition(bar.close, time / 1000, this._series);
   }
@@ -169,7 +180,7 @@ class Picture {
     const range = this._chart.timeScale().getVisibleLogicalRange();
     if (!range || !this._times.length) return;
     // A bar's middle is at its index, and it spans from its open time on.
-    const ms = (index) => this._times[0] + index * this._step;
+    const ms = (index) => timeOf(this._times, this._step, index);
     this._shared.setSpan(ms(range.from), ms(range.to + 1));
   }
 
@@ -193,6 +204,7 @@ class Picture {
             lineVisible: false,
             axisLabelVisible: true,
             axisLabelColor: color,
+            title: this._mode(position.account),
           }),
         );
       }
@@ -200,12 +212,15 @@ class Picture {
   }
 }
 
+/** How the entry of a position of each account is drawn; what is won and lost with real money has its area filled. */
+const DRAWN = { live: { dash: [], isFilled: true }, paper: { dash: [6, 4], isFilled: false } };
+
 /** Draws each position from its entry to its exit: what it could win and lose, its prices, where it ended. */
-class PositionBoxes {
+export class PositionBoxes {
   constructor(colours) {
     this._colours = colours;
     this._positions = [];
-    this._until = 0;
+    this._times = [];
     const draw = (target) => target.useMediaCoordinateSpace(({ context }) => this._draw(context));
     this._views = [{ zOrder: () => "bottom", renderer: () => ({ draw }) }];
   }
@@ -220,18 +235,11 @@ class PositionBoxes {
     return this._views;
   }
 
-  /** `times`: the open times of the candles; what is open is drawn to the end of the last, or of the forming one. */
+  /** `times`: the open times of the candles; what is open is drawn to the end of the last. */
   show(positions, times, step) {
     this._positions = positions;
-    this._first = times[0] ?? 0;
+    this._times = times;
     this._step = step;
-    this._until = (times.at(-1) ?? 0) + step;
-    this._again?.();
-  }
-
-  /** Up to here what is open is drawn. */
-  until(ms) {
-    this._until = ms;
     this._again?.();
   }
 
@@ -241,11 +249,13 @@ class PositionBoxes {
     const one = scale.logicalToCoordinate(1);
     if (zero === null || one === null) return;
     const { up, down, accent, text } = this._colours;
-    const x = (ms) => zero + ((ms - this._first) / this._step - 0.5) * (one - zero);
+    const until = (this._times.at(-1) ?? 0) + this._step;
+    const x = (ms) => zero + (placeOf(this._times, this._step, ms) - 0.5) * (one - zero);
     const y = (price) => (Number(price) ? this._series.priceToCoordinate(Number(price)) : null);
     for (const position of this._positions) {
       const from = x(position.opened_at ?? position.closed_at);
-      const to = Math.max(from + 2, x(position.closed_at ?? Math.max(this._until, position.opened_at + this._step)));
+      const to = Math.max(from + 2, x(position.closed_at ?? Math.max(until, position.opened_at + this._step)));
+      const { dash, isFilled } = DRAWN[position.account] ?? DRAWN.paper;
       const entry = y(position.entry_price);
       if (entry === null || to < 0) continue;
       const line = (price, colour, dash) => {
@@ -265,19 +275,21 @@ class PositionBoxes {
         context.fillRect(from, Math.min(entry, at), to - from, Math.abs(at - entry));
       };
       context.lineWidth = 1.2;
-      area(position.target, up);
-      area(position.stop, down);
+      if (isFilled) area(position.target, up);
+      if (isFilled) area(position.stop, down);
       line(position.target, up, [5, 3]);
       line(position.stop, down, [5, 3]);
       line(position.protective_stop, down, [1, 3]);
-      line(position.entry_price, accent, []);
+      line(position.entry_price, accent, dash);
       context.setLineDash([]);
       context.fillStyle = accent;
       context.beginPath();
       context.moveTo(from + 5, entry);
       context.lineTo(from - 3, entry - 5);
       context.lineTo(from - 3, entry + 5);
-      context.fill();
+      context.closePath();
+      if (isFilled) context.fill();
+      else context.stroke();
       const exit = position.closed_at ? y(position.exit_price) : null;
       if (exit === null) continue;
       context.strokeStyle = text;
@@ -296,6 +308,26 @@ class PositionBoxes {
       context.stroke();
     }
   }
+}
+
+/** Where a time lies among candles that open at `times`: 2.5 is the middle of the third. In a hole it stands still. */
+export function placeOf(times, step, ms) {
+  const last = times.length - 1;
+  if (last < 0 || ms < times[0]) return last < 0 ? 0 : (ms - times[0]) / step;
+  let [low, high] = [0, last];
+  while (low < high) {
+    const middle = Math.ceil((low + high) / 2);
+    if (times[middle] <= ms) low = middle;
+    else high = middle - 1;
+  }
+  const inside = (ms - times[low]) / step;
+  return low + (low < last ? Math.min(inside, 1) : inside);
+}
+
+/** The time at a place among them. */
+export function timeOf(times, step, place) {
+  const at = Math.min(times.length - 1, Math.max(0, Math.floor(place)));
+  return times[at] + (place - at) * step;
 }
 
 function markersOf(decisions, step, times, shown, colours) {

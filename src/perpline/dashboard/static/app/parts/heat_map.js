@@ -2,6 +2,7 @@
 import { html, useCallback, useEffect, useLayoutEffect, useRef, useState } from "../../vendor/htm-preact.js";
 import { useColours } from "../theme.js";
 import { cellColours, drawCell, kindOf } from "./cell_signs.js";
+import { dayText, tickText } from "./panes.js";
 
 const HEAD = 22;
 const SIZES = { large: { row: 20, least: 9 }, small: { row: 8, least: 4 } };
@@ -9,12 +10,13 @@ const ARROWS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], Arrow
 
 /**
  * `times` ascending, `symbols`, `cells`: symbol → one [status, flags, side] a time. `size`: large or small. `active`:
- * {symbol, time} or null, `onActive(symbol, time)` when the pointer or an arrow key comes to a cell, `onOpen(symbol, time)`
- * when it is clicked or Enter is pressed. `isTestable` puts a data-testid on the active cell.
+ * {symbol, time} or null, `onActive(symbol, time)` when the pointer or an arrow key comes to a cell, or a finger touches
+ * it, `onOpen(symbol, time)` when it is clicked, touched again or Enter is pressed. `isTestable` puts a data-testid on the active cell.
  */
 export function HeatMap({ times, symbols, cells, size, active, onActive, onOpen, label, isTestable, t }) {
   const box = useRef(null);
   const canvas = useRef(null);
+  const touched = useRef(null);
   const colours = useColours();
   const [view, setView] = useState({ width: 0, height: 0 });
   const side = view.width < 620 ? 92 : 124;
@@ -84,9 +86,13 @@ export function HeatMap({ times, symbols, cells, size, active, onActive, onOpen,
       const middle = Math.round(x(c) + column / 2);
       if (middle < side + 14 || middle > view.width - 14) continue;
       context.fillStyle = colours.muted;
-      context.fillText(t.format.minute(times[c]), middle, HEAD / 2 - 1);
+      context.fillText(tickText(t, times[c]), middle, HEAD / 2 - 1);
       context.fillRect(middle, HEAD - 4, 1, 3);
     }
+    // The day of the first minute in view; where another begins its midnight says so.
+    context.textAlign = "left";
+    context.fillStyle = colours.muted;
+    if (times.length) context.fillText(dayText(t, times[Math.min(firstColumn, times.length - 1)]), 2, HEAD / 2 - 1);
   }, [times, symbols, cells, size, colours, view, column, row, side, t, at?.row]);
   useLayoutEffect(draw, [draw]);
 
@@ -101,6 +107,18 @@ export function HeatMap({ times, symbols, cells, size, active, onActive, onOpen,
   const move = (event) => {
     const cell = cellAt(event);
     if (cell && (cell.symbol !== active?.symbol || cell.time !== active?.time)) onActive(cell.symbol, cell.time);
+  };
+  // A finger cannot point without touching: the first touch of a cell says what it is, the second opens it.
+  const touch = (event) => {
+    touched.current = event.pointerType === "touch" ? active : null;
+  };
+  const click = (event) => {
+    const cell = cellAt(event);
+    if (!cell) return;
+    const before = touched.current;
+    const isSame = before?.symbol === cell.symbol && before.time === cell.time;
+    if (event.pointerType === "touch" && !isSame) onActive(cell.symbol, cell.time);
+    else onOpen(cell.symbol, cell.time);
   };
   const press = (event) => {
     if (event.key === "Enter" && isShown) {
@@ -145,10 +163,8 @@ export function HeatMap({ times, symbols, cells, size, active, onActive, onOpen,
     data-testid="heat-map"
     onScroll=${draw}
     onMouseMove=${move}
-    onClick=${(event) => {
-      const cell = cellAt(event);
-      if (cell) onOpen(cell.symbol, cell.time);
-    }}
+    onPointerDown=${touch}
+    onClick=${click}
     onKeyDown=${press}
     onFocus=${() => active === null && onActive(symbols[0], times.at(-1))}
   >

@@ -38,7 +38,8 @@ export function recent(t, ms, now) {
   return Math.floor(ms / 86_400_000) === Math.floor(now / 86_400_000) ? t.format.clock(ms) : t.format.dayMinute(ms);
 }
 
-/** The server's sentence, or that it does not answer. */
+/** The server's sentence, ours where we have one for it, or that it does not answer. */
 export function errorText(t, error) {
-  return error.status === 0 ? t("shell.no_answer") : error.message;
+  if (error.status === 0) return t("shell.no_answer");
+  return error.status === 401 ? t("shell.not_let_in") : error.message;
 }

@@ -175,7 +175,11 @@ export function aligned(lists) {
 
 /** The time at an axis: the day at its beginning. */
 export function tickText(t, ms) {
-  if (ms % DAY_MS) return t.format.minute(ms);
+  return ms % DAY_MS ? t.format.minute(ms) : dayText(t, ms);
+}
+
+/** Nov 23 */
+export function dayText(t, ms) {
   return new Intl.DateTimeFormat(t.language, { timeZone: "UTC", month: "short", day: "numeric" }).format(ms);
 }
 
