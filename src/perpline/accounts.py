@@ -149,6 +149,7 @@ class Accounts:
                 {
                     "symbol": row.symbol,
                     "mode": row.at(now).value,
+                    "set": row.mode.value,
                     "until": row.until,
                     "by": row.by,
                     "reason": row.reason,

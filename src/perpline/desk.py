@@ -7,7 +7,7 @@ import asyncio
 import os
 import random
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Literal, TypeVar
 
@@ -42,6 +42,8 @@ PRICES_EVERY_S = 1.0
 MODE_STAYS = "so the mode is not set to off, and a worker that runs may open positions again: stop it"
 WITHIN_S = 10.0
 """What closing real positions can do without has so long to answer."""
+WRITTEN_WITHIN_S = 3.0
+"""A worker that has closed a position has written so a moment later."""
 T = TypeVar("T")
 _UNITS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -171,9 +173,14 @@ async def flatten(
         store = await _store_or_none(settings, stack, tell)
         if store is None and wanted == "paper":
             raise NeedsPerson("the paper account is in the database, and that cannot be opened")
+        held: dict[Account, dict[str, str]] = {}
+        """What a worker may have closed, by the mode, before it is looked at here."""
         if store is not None:
             if account is None and credentials is None:
                 await _check_no_live(store, symbols, clock.exchange_now_ms())
+            accounts: tuple[Account, ...] = ("live", "paper") if wanted == "both" else (wanted,)
+            for each in accounts:
+                held[each] = await _or_without(_held(store, each, symbols), {}, tell, "without what the tables hold")
             setting = set_mode(
                 store,
                 symbols,
@@ -193,12 +200,14 @@ async def flatten(
         if wanted in ("live", "both"):
             assert credentials is not None
             found = await _flatten_live(settings, clock, rest, credentials, store, symbols, tell)
+            found += await _closed_meanwhile(clock, store, "live", held.get("live", {}), found)
             done += [{"account": "live", **msgspec.to_builtins(each)} for each in found]
         if wanted in ("paper", "both"):
             try:
                 if store is None:
                     raise Unavailable("it is in the database, which is away")
                 found = await _flatten_paper(settings, clock, rest, store, symbols)
+                found += await _closed_meanwhile(clock, store, "paper", held.get("paper", {}), found)
             except PerplineError as error:
                 if wanted == "paper":
                     raise
@@ -242,6 +251,22 @@ async def _or_without(work: Awaitable[T], otherwise: T, tell: Callable[[str], No
     except PerplineError as error:
         tell(f"{without}: {error}")
     return otherwise
+
+
+async def _closed_meanwhile(
+    clock: Clock, store: Store | None, account: Account, held: Mapping[str, str], found: Sequence[Flattened]
+) -> list[Flattened]:
+    """What a worker closed, by the mode, before it was looked at here: it was open by the tables and is no more."""
+    unseen = {symbol: held[symbol] for symbol in held.keys() - {each.symbol for each in found}}
+    if store is None or not unseen:
+        return []
+    until = clock.wall_s() + WRITTEN_WITHIN_S
+    try:
+        while (still := await _held(store, account, list(unseen))) and clock.wall_s() < until:
+            await clock.sleep_wall(0.1)
+    except PerplineError:
+        return []  # nobody can say then; that the account is flat is known all the same
+    return [Flattened(symbol=each, closed=unseen[each]) for each in sorted(unseen) if each not in still]
 
 
 async def _check_no_live(store: Store, symbols: Sequence[str], now: int) -> None:

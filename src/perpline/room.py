@@ -10,7 +10,7 @@ import structlog
 
 from perpline.common.clock import Clock
 from perpline.common.config import Settings
-from perpline.common.errors import Unavailable
+from perpline.common.errors import NeedsPerson, Unavailable
 from perpline.storage.sqlite import SqliteStore
 from perpline.storage.store import Store
 
@@ -47,6 +47,10 @@ class Room:
         self._folders = [settings.data_dir]
         if isinstance(store, SqliteStore):
             self._folders.append(store.path.absolute().parent)
+        self._needed = frozenset(self._folders)
+        """An archive's folder is made with its first day; these are there from the start."""
+        self._gone: list[str] = []
+        """Those of them that did not answer at the last look."""
         if settings.retention_days:
             self._folders.append(settings.archive_dir)
         self._data_dir = settings.data_dir
@@ -60,22 +64,27 @@ class Room:
             await self.look()
             try:
                 await self._prune_outbox()
-            except Unavailable:
-                pass  # the database is away, which others tell of
+            except (Unavailable, NeedsPerson):
+                pass  # the database is away or was moved, which others tell of
             await self._clock.sleep_wall(LOOK_EVERY_S)
 
     def trouble(self) -> list[str]:
         """What is wrong, in words."""
-        return [self.facts["low"]] if self.facts is not None and self.facts["low"] else []
+        low = [self.facts["low"]] if self.facts is not None and self.facts["low"] else []
+        return [
+            f"the folder {folder} does not answer: was it moved, or its disk taken away?" for folder in self._gone
+        ] + low
 
     async def look(self) -> None:
         """Measure now, and tell of a change. While the database is away, its size is the last one known."""
         try:
             database, _ = await self._store.size()
-        except Unavailable:
+        except (Unavailable, NeedsPerson):
             database = 0 if self.facts is None else int(self.facts["database_bytes"])
         spool = await asyncio.to_thread(_bytes_in_spools, self._data_dir)
-        disks = [disk for folder in self._folders if (disk := await asyncio.to_thread(_disk, folder)) is not None]
+        looked = {folder: await asyncio.to_thread(_disk, folder) for folder in self._folders}
+        self._tell_gone([str(folder) for folder, disk in looked.items() if disk is None and folder in self._needed])
+        disks = [disk for disk in looked.values() if disk is not None]
         folder, free, total = min(disks, key=lambda disk: disk[1]) if disks else (None, None, None)
         now = self._clock.wall_s()
         if not self._used or now - self._used[-1][0] >= SAMPLE_EVERY_S:
@@ -120,6 +129,14 @@ class Room:
         elif low is None and self._told_at is not None:
             log.warning("disk_has_room_again", action="room")
             self._told_at = None
+
+    def _tell_gone(self, gone: list[str]) -> None:
+        if gone != self._gone:
+            if gone:
+                log.error("folder_gone", folders=gone, action="room")
+            else:
+                log.warning("folder_there_again", folders=self._gone, action="room")
+        self._gone = gone
 
     async def _prune_outbox(self) -> None:
         now = self._clock.wall_s()

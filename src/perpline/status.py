@@ -147,6 +147,10 @@ def trouble(parts: Parts, source: MarketStreams | RestFeed | None, ready: bool) 
     found = [] if ready else ["not ready yet: waiting for the first data of every stream"]
     if source is not None:
         found += source.trouble()
+    if parts.store.is_moved():
+        found.append(
+            "the database file was moved or deleted: what is written goes to the old file; put it back or restart"
+        )
     if parts.buffer.last_error:
         found.append(f"rows wait for the database: {parts.buffer.last_error}")
     if parts.journal is not None and (journal_error := parts.journal.statistics().last_error):

@@ -90,7 +90,7 @@ async def test_every_change_of_mode_is_a_fact_also_without_a_worker(
     assert ids == sorted(set(ids))
 
 
-async def test_without_a_worker_the_database_is_asked_whether_it_is_there_and_no_more(
+async def test_without_a_worker_the_database_is_asked_whether_it_is_there_and_who_looks_after_positions(
     store: Store, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watching = looking(database, tmp_path, monkeypatch, None)
@@ -98,7 +98,7 @@ async def test_without_a_worker_the_database_is_asked_whether_it_is_there_and_no
     await watching.close()
 
     assert [worker.error for worker in facts.workers] == ["no worker runs"]
-    assert (facts.database_error, facts.gaps, facts.close_to_signal_ms, facts.live_unattended) == ("", None, None, None)
+    assert (facts.database_error, facts.gaps, facts.close_to_signal_ms, facts.live_unattended) == ("", None, None, ())
 
 
 def position(account: str, symbol: str, status: str) -> Row:
@@ -134,6 +134,51 @@ async def test_live_positions_are_unattended_while_nobody_renews_the_lease_of_a_
     await watching.close()
 
     assert (nobody, held, died, again, given_back) == (("BTCUSDT",), (), ("BTCUSDT",), (), ("BTCUSDT",))
+
+
+async def test_live_positions_are_unattended_also_after_the_only_worker_died(
+    store: Store, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.commit_trading({"positions": [position("live", "BTCUSDT", "open")]})
+    await store.take_lease("trader:live:0a1b", "somebody", 0, NOW + 5_000)
+    watching = looking(database, tmp_path, monkeypatch, healthy())
+    clock = ManualClock(NOW)
+    monkeypatch.setattr(watching, "_clock", clock)
+    held = (await watching.look()).live_unattended
+
+    monkeypatch.setattr(observer, "fetch_status", answering(None))
+    just_died = (await watching.look()).live_unattended
+    clock.advance(60)
+    died = (await watching.look()).live_unattended
+    never_heard = Observer(watching._settings, clock)
+    restarted = (await never_heard.look()).live_unattended
+    await watching.close()
+    await never_heard.close()
+
+    assert (held, just_died, died, restarted) == ((), (), ("BTCUSDT",), ("BTCUSDT",))
+
+
+async def test_a_database_file_that_is_gone_is_an_error_and_one_that_never_was_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = SqliteDatabase(tmp_path / "perpline.db")
+    watching = looking(database, tmp_path, monkeypatch, None)
+    before_the_first_start = (await watching.look()).database_error
+    monkeypatch.setattr(observer, "fetch_status", answering(healthy()))
+    beside_a_worker = (await watching.look()).database_error
+    await (await database.open()).close()
+    monkeypatch.setattr(observer, "fetch_status", answering(None))
+    there = (await watching.look()).database_error
+    (tmp_path / "perpline.db").rename(tmp_path / "moved.db")
+    gone = (await watching.look()).database_error
+    (tmp_path / "moved.db").rename(tmp_path / "perpline.db")
+    again = (await watching.look()).database_error
+    await watching.close()
+    await database.close()
+
+    assert (before_the_first_start, there, again) == (None, "", "")
+    words = f"the database file {tmp_path / 'perpline.db'} is gone: was it moved or deleted?"
+    assert (beside_a_worker, gone) == (words, words)
 
 
 @pytest.mark.parametrize("answer", [[], {}, {"ok": True}, {**healthy(), "now": "soon"}, {**healthy(), "leadership": 3}])

@@ -55,6 +55,13 @@ def test_the_page_of_settings_is_what_the_settings_say() -> None:
     assert (DOCS / "settings.md").read_text() == made, "run docs/make_settings.py"
 
 
+def test_what_is_installed_into_a_clone_stays_the_clone() -> None:
+    """Without -e a copy takes its place, and ./run would go on with old code after a git pull."""
+    pages = [*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")]
+
+    assert [page.name for page in pages if "pip install '.[" in page.read_text()] == []
+
+
 def test_every_setting_is_explained() -> None:
     rows = re.findall(r"^\| `(\w+)` \| .* \| .* \| (.*) \|$", (DOCS / "settings.md").read_text(), re.MULTILINE)
 

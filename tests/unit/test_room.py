@@ -1,5 +1,6 @@
 """Room on the disk: told long before it is full, and the outbox does not grow for ever."""
 
+import asyncio
 from collections import namedtuple
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from perpline import room as room_module
 from perpline.cli.status import room_lines
 from perpline.common.clock import ManualClock
 from perpline.common.config import load_settings
-from perpline.common.errors import Unavailable
+from perpline.common.errors import NeedsPerson, Unavailable
 from perpline.domain.signal import Message
 from perpline.metrics import families
 from perpline.room import DAY_MS, Room
@@ -133,3 +134,52 @@ async def test_published_messages_of_yesterday_go_in_small_transactions(tmp_path
     assert await store.select("SELECT count(*), min(id) FROM outbox") == [(50, ids[1050])]
     assert pauses == [0.1, 0.1]
     await store.close()
+
+
+async def test_a_folder_of_the_database_that_is_moved_is_trouble_and_no_end(tmp_path: Path) -> None:
+    (folder := tmp_path / "base").mkdir()
+    store = SqliteStore(folder / "perpline.db")
+    await store.open()
+    settings = load_settings(None, {"HOME": str(tmp_path)}, {"data_dir": str(tmp_path), "disk_low_mb": 1})
+    room = Room(settings, ManualClock(DAY_MS * 20_000), store)
+    await room.look()
+    assert room.trouble() == []
+
+    with capture_logs() as logs:
+        folder.rename(tmp_path / "moved")
+        await room.look()
+        await room.look()
+        moved = room.trouble()
+        (tmp_path / "moved").rename(folder)
+        await room.look()
+
+    assert moved == [f"the folder {folder} does not answer: was it moved, or its disk taken away?"]
+    assert room.trouble() == []
+    assert [line["event"] for line in logs] == ["folder_gone", "folder_there_again"]
+    await store.close()
+
+
+@pytest.mark.parametrize("error", [Unavailable("it is away"), NeedsPerson("it was moved while it was in use")])
+async def test_a_database_that_refuses_to_be_measured_or_pruned_ends_no_look(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    room, clock = watched(tmp_path, disk)
+
+    async def refuse(*asked: object) -> None:
+        raise error
+
+    looks = []
+
+    async def sleep_wall(wall_s: float) -> None:
+        looks.append(room.facts)
+        if len(looks) == 2:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(disk, "size", refuse)
+    monkeypatch.setattr(disk, "prune_outbox", refuse, raising=False)
+    clock.sleep_wall = sleep_wall  # type: ignore[method-assign]
+    with pytest.raises(asyncio.CancelledError):
+        await room.run()
+
+    assert len(looks) == 2
+    assert None not in looks

@@ -5,6 +5,7 @@ import io
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from perpline.common.clock import SystemClock
 from perpline.common.config import load_settings
 from perpline.common.errors import Unavailable
 from perpline.metrics import families
-from perpline.status import trading_trouble
+from perpline.status import trading_trouble, trouble
+from perpline.storage.sqlite import SqliteStore
 from perpline.trading.trader import TradedMarket
 
 
@@ -58,6 +60,26 @@ def shown(facts: dict[str, Any], width: int = 120) -> str:
     for line in [*trading_lines(facts), positions_table(facts, width=width), *event_lines(facts, 5)]:
         console.print(line)
     return console.export_text()
+
+
+def mode_line(*rows: dict[str, Any]) -> str:
+    facts: dict[str, Any] = {"modes": [*rows], "accounts": {}, "waiting_for_lease": [], "live": None}
+    return trading_lines(facts)[0].plain
+
+
+def test_symbols_that_are_live_are_named_right_beside_another_mode() -> None:
+    own = [{"symbol": symbol, "mode": name} for symbol, name in (("AUSDT", "paper"), ("BTCUSDT", "live"))]
+
+    line = mode_line({"symbol": "", "mode": "off", "by": "", "reason": "nobody has set a mode"}, *own)
+
+    assert line == " OFF  LIVE BTCUSDT   nobody has set a mode  AUSDT paper"
+
+
+def test_a_mode_whose_time_is_over_says_so_and_what_it_was() -> None:
+    row = {"symbol": "", "mode": "off", "set": "live", "until": 5, "by": "root@vm", "reason": "x"}
+
+    assert mode_line(row) == " OFF   its time is over (was live: x) (root@vm)"
+    assert mode_line({**row, "set": "off"}) == " OFF   x (root@vm)"
 
 
 async def test_an_open_and_protected_position_is_shown_and_no_trouble(tmp_path: Path) -> None:
@@ -226,3 +248,26 @@ async def test_a_symbol_with_a_mode_of_its_own_has_its_own_metric(tmp_path: Path
 
     assert (told["perpline_trading_mode", "all", "paper"], told["perpline_trading_mode", "DOGEUSDT", "off"]) == (1, 1)
     assert samples(None) == {}
+
+
+async def test_a_database_file_that_was_moved_or_replaced_is_trouble_until_it_is_back(tmp_path: Path) -> None:
+    store = SqliteStore(path := tmp_path / "perpline.db")
+    await store.open()
+    parts: Any = SimpleNamespace(
+        store=store,
+        buffer=SimpleNamespace(last_error=""),
+        publisher=SimpleNamespace(statistics=lambda: SimpleNamespace(last_error="")),
+        router=SimpleNamespace(failed=0),
+        **dict.fromkeys(("journal", "spool", "sender", "accounts")),
+    )
+    there = trouble(parts, None, True)
+    path.rename(tmp_path / "moved.db")
+    moved = trouble(parts, None, True)
+    path.write_bytes(b"")
+    replaced = trouble(parts, None, True)
+    (tmp_path / "moved.db").rename(path)
+    back = trouble(parts, None, True)
+    await store.close()
+
+    words = "the database file was moved or deleted: what is written goes to the old file; put it back or restart"
+    assert (there, moved, replaced, back) == ([], [words], [words], [])

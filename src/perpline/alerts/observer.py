@@ -46,6 +46,8 @@ class Observer:
         self._file: tuple[int, int] | None = None
         """Which file the store was opened on."""
         self._modes: tuple[tuple[int, ModeRow], ...] = ()
+        self._market: tuple[int, float, float] | None = None
+        """The market's time and its speed as a worker last told them, and our wall seconds then."""
 
     async def look(self, modes_seen: ModesSeen | None = None) -> Facts:
         """What can be known now; never raises for what is away."""
@@ -141,13 +143,16 @@ class Observer:
 
     async def _tables(self, facts: Facts) -> dict[str, Any]:
         if not self._has_database():
-            return {}
+            return await self._without_file(facts)
         store = await self._open()
         statuses = facts.statuses
         modes = await self._read_modes(store)
         if not statuses:
-            return {"database_error": "", "modes": modes}
+            # A worker that died renews no lease: exactly now somebody must hear what nobody looks after.
+            unattended = await unattended_live(store, *self._market_time())
+            return {"database_error": "", "modes": modes, "live_unattended": tuple(unattended)}
         now, speed, slot = int(statuses[0]["now"]), float(statuses[0]["speed"]), self._settings.slot
+        self._market = (now, speed, self._clock.wall_s())
         gaps = await store.select(
             "SELECT symbol, series, from_time, to_time, cause FROM gaps WHERE repaired_at IS NULL "
             f"AND series IN ('candles_1m', 'candles_15m', 'candles_1h') AND to_time > {now - GAPS_MS} "
@@ -169,6 +174,20 @@ class Observer:
             "decided_until": max((int(close_time) for close_time, _ in minutes), default=0),
             "live_unattended": tuple(await unattended_live(store, now, speed)),
         }
+
+    async def _without_file(self, facts: Facts) -> dict[str, Any]:
+        """Nothing is wrong before the first start; where we saw the file, or a worker runs, somebody took it away."""
+        if self._file is None and not facts.statuses:
+            return {}
+        await self._forget_store()
+        return {"database_error": f"the database file {self._path()} is gone: was it moved or deleted?"}
+
+    def _market_time(self) -> tuple[int, float]:
+        """The market's time and speed while no worker answers: on from what one last said, or else the host's."""
+        if self._market is None:
+            return self._clock.now_ms(), self._settings.clock_speed
+        now, speed, then_s = self._market
+        return now + round((self._clock.wall_s() - then_s) * 1000 * speed), speed
 
     async def _read_modes(self, store: Store) -> tuple[tuple[int, ModeRow], ...]:
         """All rows, read where there is a new one."""

@@ -362,7 +362,7 @@ def _change(row: ModeRow, before: InForce) -> str:
             more = f" and {len(lost) - MOST_OWN} more" if len(lost) > MOST_OWN else ""
             said += f" (before: {', '.join(lost[:MOST_OWN])}{more})"
     if row.until is not None and row.mode is not Mode.OFF:
-        said += f" until {_clock(row.until)}"
+        said += f" until {_end(row.until, row.changed_at)}"
     if row.positions != "keep":
         said += f", positions: {row.positions}"
     return f"{said}, by {row.by}: {_reason(row)}"
@@ -621,6 +621,15 @@ def _is_simulated(status: dict[str, Any]) -> bool:
     """Whether the market is a simulated one, whose time is its own."""
     host = urlsplit(status.get("exchange", {}).get("rest", "")).hostname
     return host in ("127.0.0.1", "localhost", "::1")
+
+
+_DAY_MS = 86_400_000
+
+
+def _end(time_ms: int, since: int) -> str:
+    """21:18, or with its date where that is another day: 2026-11-23 21:18 UTC."""
+    same = time_ms // _DAY_MS == since // _DAY_MS
+    return _clock(time_ms) if same else f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _clock(time_ms: int) -> str:

@@ -1,7 +1,9 @@
 """`perpline mode`: where signals are traded."""
 
 import asyncio
+import difflib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +27,10 @@ from perpline.cli.options import (
     symbol_names,
 )
 from perpline.common.config import Settings, load_settings
+from perpline.common.errors import NeedsPerson
 from perpline.desk import Unclear, change_mode, mode_change
+from perpline.storage.store import Store
+from perpline.storage.symbols import listings, open_accounts, symbol_changes
 from perpline.trading.mode import ALL, InForce, Mode, ModeRow, Positions, mode_rows
 from perpline.worker_client import market_now, running_status
 
@@ -159,16 +164,40 @@ def _set(
         )
     except Unclear as error:
         raise typer.BadParameter(str(error), param_hint=_OPTIONS[error.about]) from None
+
+    async def work(store: Store) -> list[ModeRow]:
+        await _check_known(store, settings, names)
+        return await change_mode(store, settings, change)
+
+    rows = with_store(settings, work)
     unknown = [] if isinstance(settings.symbols, str) else [name for name in names if name not in settings.symbols]
     for name in unknown:
         stderr.print(f"{name} is none of the symbols in these settings", style="yellow", highlight=False)
-    rows = with_store(settings, lambda store: change_mode(store, settings, change))
     if as_json:
         print_json({"changed": [_facts(row, row.changed_at) for row in rows]})
         return
     for row in rows:
         until = "" if row.until is None else f" until {utc_text(row.until)}"
         print(f"{row.symbol or 'all symbols'}: {row.mode}{until}; open positions: {row.positions}")
+
+
+async def _check_known(store: Store, settings: Settings, names: Sequence[str]) -> None:
+    """Raises NeedsPerson for names that no worker has seen here, nobody asked for, and that hold nothing.
+
+    Without a single listing no worker has said yet which symbols there are, and every name may be right.
+    """
+    seen = await listings(store) if names else {}
+    if not seen:
+        return
+    by_settings = [] if isinstance(settings.symbols, str) else settings.symbols
+    known = {*seen, *by_settings, *(change.symbol for change in await symbol_changes(store))}
+    said = []
+    for name in names:
+        if name not in known and not await open_accounts(store, name):
+            meant = difflib.get_close_matches(name, sorted(known), n=1)
+            said.append(f"{name} is not known here" + (f": {meant[0]}?" if meant else ""))
+    if said:
+        raise NeedsPerson("; ".join(said))
 
 
 def _facts(row: ModeRow, now: int) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from perpline.cli.top_view import (
     chosen,
     columns_for,
     heads,
+    live_names,
     mode_note,
     ms_text,
     picture,
@@ -247,9 +248,10 @@ class TopApp(App[None]):
         shown, width = self.picture, self.size.width
         base.set_class(bool(self.away), "away")
         mode = base.query_one("#mode", Static)
-        mode.set_classes(f"{shown.mode} somelive" if shown.live_by_name else shown.mode)
-        mode.update("\n".join(big(shown.mode)))
-        mode.border_title = f"{SHAPES[shown.mode]} mode"
+        word = shown.boldest_mode
+        mode.set_classes(f"{word} somelive" if shown.live_by_name else word)
+        mode.update("\n".join(big(word)))
+        mode.border_title = f"{SHAPES[word]} mode"
         mode.border_subtitle = mode_note(shown) or None
         if width >= WIDE:
             self._draw_cards(shown)
@@ -355,6 +357,7 @@ class TopApp(App[None]):
         symbol = "BTCUSDT" if row is None else row.symbol
         lines = [
             f"The mode is {self.picture.mode}{': ' + self.picture.mode_reason if self.picture.mode_reason else ''}.",
+            *([f"But these are LIVE by a mode of their own: {live}."] if (live := live_names(self.picture)) else []),
             "It is changed with a reason, in another terminal:",
             "",
             '  perpline mode paper --reason "…"                  signals become positions on paper',

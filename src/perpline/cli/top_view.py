@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from msgspec import Struct, field
 
 from perpline.cli.status import STATUS_STYLES, STREAM_HEADS, clock_text, role_line
-from perpline.cli.trading_view import open_positions
+from perpline.cli.trading_view import is_mode_over, mode_reason, open_positions
 from perpline.domain.candle import MINUTE_MS
 from perpline.websocket.freshness import AT_LEAST_WALL_S, LIMITS_S
 
@@ -103,6 +103,11 @@ class Picture(Struct):
         """Symbols that trade with real money though the mode is another."""
         return [symbol for symbol, mode in self.other_modes.items() if mode == "live"]
 
+    @property
+    def boldest_mode(self) -> str:
+        """What is written large: live where any symbol is, else the mode."""
+        return "live" if self.live_by_name else self.mode
+
 
 class Closes:
     """The last closes of each symbol: what the database had at the start, and what the worker tells since."""
@@ -173,8 +178,8 @@ def picture(facts: dict[str, Any], closes: Closes) -> Picture:
         role="" if role is None else role.plain,
         trouble=list(facts["trouble"]),
         mode=mode,
-        mode_until=modes[""]["until"] if "" in modes else None,
-        mode_reason=modes[""]["reason"] if "" in modes else "",
+        mode_until=modes[""]["until"] if "" in modes and not is_mode_over(modes[""]) else None,
+        mode_reason=mode_reason(modes[""]) if "" in modes else "",
         other_modes=other_modes,
         account=account_name,
         equity=None if account is None else account["equity"],
@@ -199,12 +204,14 @@ def picture(facts: dict[str, Any], closes: Closes) -> Picture:
 def _account(
     trading: dict[str, Any] | None, mode: str, other_modes: Mapping[str, str]
 ) -> tuple[str | None, dict[str, Any] | None]:
-    """The live account where any symbol is live or it holds something, as on the dashboard; else the one that the mode
-    names; with mode off the one that still holds something, or has traded."""
+    """The live account where any symbol is live, or it holds something or moved today, as on the dashboard; else the
+    one that the mode names; with mode off the one that still holds something, or has traded."""
     accounts = {} if trading is None else trading["accounts"]
     live = accounts.get("live")
-    if live is not None and ("live" in (mode, *other_modes.values()) or live["positions"]):
-        return "live", live
+    if live is not None:
+        has_moved = live.get("day_equity") not in (None, live["equity"])
+        if "live" in (mode, *other_modes.values()) or live["positions"] or has_moved:
+            return "live", live
     if mode in accounts:
         return mode, accounts[mode]
     for wanted in ("positions", "closed"):
@@ -514,12 +521,17 @@ def ms_text(milliseconds: float | None) -> str:
     return f"{milliseconds:.1f}" if milliseconds < 100 else f"{milliseconds:,.0f}"
 
 
+def live_names(shown: Picture) -> str:
+    """The symbols that are live though the mode is another: the first by name, the others counted."""
+    more = len(shown.live_by_name) - MOST_NAMED
+    return " ".join(shown.live_by_name[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
 def mode_note(shown: Picture) -> str:
-    """Which symbols are live though the mode is another, until when it is in force, and which others differ."""
+    """Which symbols alone are live and what all others are, until when the mode is in force, and which differ."""
     parts = []
-    if live := shown.live_by_name:
-        more = len(live) - MOST_NAMED
-        parts.append("LIVE " + " ".join(live[:MOST_NAMED]) + (f" and {more} more" if more > 0 else ""))
+    if live := live_names(shown):
+        parts += [f"only {live}", f"all others {shown.mode}"]
     if shown.mode_until is not None:
         parts.append(f"until {clock_text(shown.mode_until)}")
     others = [(symbol, mode) for symbol, mode in shown.other_modes.items() if mode != "live"]
@@ -549,7 +561,8 @@ def plain_lines(shown: Picture, width: int) -> list[list[Cell]]:
     latency, money = shown.close_to_signal_ms, amount_cell(shown.open_pnl)
     connections = shown.connections
     equity = "–" if shown.equity is None else f"{shown.equity:,.2f} USDT"
-    mode = Cell(f"{SHAPES[shown.mode]} {shown.mode.upper()}", MODE_STYLES[shown.mode])
+    word = shown.boldest_mode
+    mode = Cell(f"{SHAPES[word]} {word.upper()}", MODE_STYLES[word])
     lines = [
         [mode, Cell(f" {mode_note(shown)} "), *state_line(shown)],
         [

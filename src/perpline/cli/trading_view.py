@@ -45,15 +45,31 @@ def modes_in_force(trading: dict[str, Any]) -> set[str]:
     return {row["mode"] for row in trading["modes"]} or {"off"}
 
 
+def is_mode_over(row: dict[str, Any]) -> bool:
+    """Whether a row of /status is off because its time has passed."""
+    return bool(row.get("set", row["mode"]) != row["mode"])
+
+
+def mode_reason(row: dict[str, Any]) -> str:
+    """Why the mode is what it is: "a test", or "its time is over (was live: a test)"."""
+    if not is_mode_over(row):
+        return str(row["reason"])
+    return f"its time is over (was {row['set']}: {row['reason']})"
+
+
 def _mode_line(trading: dict[str, Any]) -> Text:
     of_all = next((row for row in trading["modes"] if not row["symbol"]), None)
     mode = "off" if of_all is None else of_all["mode"]
     line = Text()
     line.append(f" {mode.upper()} ", _STYLE[mode])
-    if of_all is not None and of_all["reason"]:
-        line.append(f"  {of_all['reason']} ({of_all['by']})" if of_all["by"] else f"  {of_all['reason']}", "dim")
-    for row in trading["modes"]:
-        if row["symbol"]:
+    own = [row for row in trading["modes"] if row["symbol"]]
+    live = [row["symbol"] for row in own if row["mode"] == "live" != mode]
+    if live:
+        line.append(f" LIVE {' '.join(live)} ", _STYLE["live"])
+    if of_all is not None and (reason := mode_reason(of_all)):
+        line.append(f"  {reason} ({of_all['by']})" if of_all["by"] else f"  {reason}", "dim")
+    for row in own:
+        if row["symbol"] not in live:
             line.append(f"  {row['symbol']} ").append(row["mode"], _STYLE[row["mode"]])
     return line
 

@@ -414,7 +414,7 @@ class Dashboard:
     async def _get_health(self, request: web.Request) -> web.Response:
         Asked(request).end()
         picture = self._picture
-        found = await self._reading.health(await self._now())
+        found = await self._or_without_tables(self._reading.health(await self._now()))
         status = picture.status or {}
         told = {name: status.get(name) for name in ("spool", "buffers", "outbox", "room")}
         return _json({**found, **told, "worker": picture.status is not None})
@@ -465,7 +465,7 @@ class Dashboard:
     async def _get_trading(self, request: web.Request) -> web.Response:
         Asked(request).end()
         now, picture = await self._now(), self._picture
-        found = await self._reading.trading(now)
+        found = {"open": {}, **await self._or_without_tables(self._reading.trading(now))}
         trading = (picture.status or {}).get("trading")
         # An account that the worker does not look after, being another's or without a key, may hold something too.
         accounts: dict[str, Any] = {
@@ -643,6 +643,15 @@ class Dashboard:
             return self._picture.now
         newest = await self._reading.newest(self._settings.slot) if self._settings.network == "custom" else None
         return self._clock.now_ms() if newest is None else newest
+
+    async def _or_without_tables(self, found: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+        """What the tables tell. Where they do not, and a worker answers, only why: what that one tells is shown."""
+        try:
+            return await found
+        except PerplineError as error:
+            if self._picture.status is None:
+                raise
+            return {"database_error": str(error)}
 
     async def _known_symbol(self, asked: "Asked") -> str:
         symbol = asked.text("symbol", SYMBOL, "a symbol")

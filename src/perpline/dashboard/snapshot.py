@@ -142,11 +142,12 @@ class Picture:
             group.create_task(self._keep_from_tables(), name="tables")
 
     def position_account(self) -> str:
-        """The account that the header speaks of: live where it is traded or holds something, else paper."""
+        """The account that the header speaks of: live where it is traded, has positions or moved today, else paper."""
         trading = (self.status or {}).get("trading")
         live = _accounts(trading).get("live")
         is_traded = self.header.get("mode") == "live" or bool(self.header.get("modes", {}).get("live"))
-        is_live = is_traded or bool(live and live.get("positions"))
+        has_moved = live is not None and live.get("day_equity") not in (None, live.get("equity"))
+        is_live = is_traded or has_moved or bool(live and live.get("positions"))
         return "live" if is_live and live is not None else "paper"
 
     # ---- the worker

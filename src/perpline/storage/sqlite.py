@@ -341,7 +341,7 @@ class SqliteStore:
         return await self._read.run(_fetch, query, ())
 
     def is_moved(self) -> bool:
-        return _identity(self.path) != self._file
+        return self._file is not None and _identity(self.path) != self._file
 
     async def damage(self) -> list[str]:
         found = await self._read.run(_fetch, "PRAGMA integrity_check", ())
@@ -350,7 +350,11 @@ class SqliteStore:
     async def size(self) -> tuple[int, int | None]:
         [[count]] = await self._read.run(_fetch, "PRAGMA page_count", ())
         [[size]] = await self._read.run(_fetch, "PRAGMA page_size", ())
-        return count * size, shutil.disk_usage(self.path.absolute().parent).free
+        try:
+            free = shutil.disk_usage(self.path.absolute().parent).free
+        except OSError:
+            free = None  # the folder was moved, or its disk is away; what is open can still be read
+        return count * size, free
 
     async def backup(self, path: Path) -> None:
         await self._read.run(_backup, path)
@@ -370,8 +374,9 @@ class SqliteStore:
         self._wal_pages = 0
         try:
             await self._checkpoint.run(_fetch, "PRAGMA wal_checkpoint(PASSIVE)", ())
-        except Unavailable:
-            # Nothing is lost: the log only grows until the next commit tries again, and a full disk is heard there.
+        except (Unavailable, NeedsPerson):
+            # Nothing is lost: the log only grows until the next commit tries again, and a full disk or a file that was
+            # moved is heard there.
             return
 
     def _connect_to_write(self) -> apsw.Connection:

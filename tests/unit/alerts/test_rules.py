@@ -1,5 +1,6 @@
 """What is an alarm, what is none, and what cannot be known."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -221,6 +222,13 @@ def test_a_mode_is_told_with_its_old_value_its_end_and_who_set_it() -> None:
     assert told_of(mode_row(1, "paper"), own, after=1) == {
         "BTCUSDT": "paper → live until 15:00, by me@here: why not",
     }
+
+
+def test_a_mode_that_ends_on_another_day_is_told_with_the_date_of_its_end() -> None:
+    found = told_of(mode_row(1, "live", until=NOW + 2 * 1440 * MINUTE))
+
+    end = datetime.fromtimestamp(NOW / 1000, UTC) + timedelta(days=2)
+    assert found == {"all": f"off → live until {end:%Y-%m-%d %H:%M} UTC, by me@here: why not"}
 
 
 def test_the_first_mode_that_is_ever_set_is_a_change() -> None:

@@ -240,8 +240,10 @@ def test_symbols_that_are_live_by_a_mode_of_their_own_are_named_and_the_live_acc
     assert (shown.mode, shown.account, shown.equity) == (of_all, "live", 500.0)
     assert shown.rows["BTCUSDT"].position is not None
     assert shown.rows["BTCUSDT"].position["account"] == "live"
-    assert mode_note(shown).startswith("LIVE BTCUSDT ETHUSDT")
-    assert any("LIVE BTCUSDT ETHUSDT" in cell.text for cell in plain_lines(shown, 160)[0])
+    assert shown.boldest_mode == "live"
+    assert mode_note(shown).startswith(f"only BTCUSDT ETHUSDT, all others {of_all}")
+    line = "".join(cell.text for cell in plain_lines(shown, 160)[0])
+    assert line.startswith(f"● LIVE only BTCUSDT ETHUSDT, all others {of_all}")
 
 
 def test_a_live_account_that_holds_something_is_shown_whatever_the_mode() -> None:
@@ -256,7 +258,7 @@ def test_of_many_symbols_that_are_live_some_are_named_and_the_others_counted() -
 
     note = mode_note(seen(trading={"modes": modes, "accounts": {}}))
 
-    assert note == "LIVE S0USDT S1USDT S2USDT S3USDT S4USDT and 2 more, until 05:11"
+    assert note == "only S0USDT S1USDT S2USDT S3USDT S4USDT and 2 more, all others paper, until 05:11"
 
 
 @pytest.mark.parametrize(
@@ -409,14 +411,29 @@ async def test_each_mode_has_a_word_a_shape_and_a_border_of_its_own(name: str, b
         assert big(name)[1] in screen_text(app)
 
 
-async def test_a_live_symbol_is_told_in_the_frame_of_another_mode() -> None:
-    trading = {"modes": [mode("paper"), mode("live", "BTCUSDT")], "accounts": {"live": account()}}
+@pytest.mark.parametrize("of_all", ["off", "paper"])
+async def test_where_any_symbol_is_live_the_large_letters_say_so_and_the_frame_and_the_page_name_it(
+    of_all: str,
+) -> None:
+    trading = {"modes": [mode(of_all), mode("live", "BTCUSDT")], "accounts": {"live": account()}}
     app = Worker(facts(trading=trading)).app()
     async with app.run_test(size=(80, 24)) as pilot:
         await pilot.pause()
 
-        assert "LIVE BTCUSDT" in screen_text(app)
-        assert app.query_one("#mode", Static).has_class("paper", "somelive")
+        assert "only BTCUSDT" in screen_text(app)
+        assert big("live")[1] in screen_text(app)
+        assert app.query_one("#mode", Static).has_class("live", "somelive")
+        page = await opened(pilot, app, "m")
+        assert f"The mode is {of_all}" in page
+        assert "LIVE by a mode of their own: BTCUSDT." in page
+
+
+def test_a_mode_whose_time_is_over_is_not_shown_as_one_that_ends() -> None:
+    over = {**mode("off", until=T), "set": "live"}
+
+    shown = seen(trading={"modes": [over], "accounts": {}})
+
+    assert (shown.mode_until, shown.mode_reason) == (None, "its time is over (was live: to see)")
 
 
 async def test_a_worker_that_goes_away_leaves_its_last_picture_greyed_and_goes_on_when_it_returns() -> None:

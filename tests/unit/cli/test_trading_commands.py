@@ -266,6 +266,18 @@ def test_a_symbol_that_is_not_followed_is_pointed_out(here: Here, monkeypatch: p
     assert "BUSD is none of the symbols" in command("mode", "off", "BUSD", "--reason", "typo").err
 
 
+def test_a_name_that_nobody_knows_is_refused_with_the_one_that_is_meant_and_nothing_is_set(here: Here) -> None:
+    here.put("listings", {"symbol": "BTCUSDT", "status": "TRADING", "seen_at": NOW, "note": ""})
+    here.put("positions", position(symbol="OLDUSDT"))
+
+    done = command("mode", "off", "BTCUSDT", "BTUSDT", "--reason", "typo")
+
+    assert (done.code, "BTUSDT is not known here: BTCUSDT?" in done.err) == (1, True), done.err
+    assert ok("mode", "show")["history"] == []
+    for known in ("BTCUSDT", "OLDUSDT"):
+        assert command("mode", "off", known, "--reason", "meant").code == 0
+
+
 def test_a_change_has_the_time_of_the_running_worker_and_wakes_it(here: Here) -> None:
     woken = threading.Event()
     worker = Endpoint(

@@ -293,6 +293,32 @@ async def test_what_an_account_holds_that_the_worker_does_not_look_after_is_show
         assert (told["live"], told["keys"], told["waiting_for_lease"]) == (None, True, ["live"])
 
 
+async def test_what_the_worker_tells_is_shown_where_the_database_is_away(tmp_path: Path) -> None:
+    worker = Worker(tmp_path)
+    worker.status["trading"] = {**STATUS["trading"], "live": None, "keys": False, "waiting_for_lease": []}
+    async with asking(tmp_path, worker) as (picture, ask):
+        await eventually(lambda: picture.header["worker"] == "live")
+        trading, health = await ask("/api/trading"), await ask("/api/health")
+
+    assert trading["accounts"]["paper"]["positions"] == STATUS["trading"]["accounts"]["paper"]["positions"]
+    assert "database" in trading["database_error"]
+    assert health["database_error"] == trading["database_error"]
+    assert health["buffers"] == STATUS.get("buffers")
+
+
+async def test_the_header_stays_with_the_live_account_that_moved_today(tmp_path: Path) -> None:
+    worker = Worker(tmp_path)
+    flat = {**STATUS["trading"]["accounts"]["paper"], "positions": [], "equity": 99_000.0, "day_equity": 100_000.0}
+    accounts = {**STATUS["trading"]["accounts"], "live": flat}
+    worker.status["trading"] = {**STATUS["trading"], "accounts": accounts, "modes": []}
+    async with watching(tmp_path, worker) as picture:
+        await eventually(lambda: picture.header["worker"] == "live")
+        assert (picture.header["account"], picture.header["pnl_today"]) == ("live", -1000.0)
+        worker.status["trading"]["accounts"]["live"] = {**flat, "equity": 100_000.0}
+        worker.say(type="state", status={name: each for name, each in worker.status.items() if name != "symbols"})
+        await eventually(lambda: picture.header["account"] == "paper")
+
+
 async def test_while_the_worker_is_away_mode_and_positions_are_what_the_tables_have_and_a_post_is_seen_at_once(
     tmp_path: Path,
 ) -> None:

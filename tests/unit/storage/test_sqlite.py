@@ -186,6 +186,21 @@ async def test_the_log_is_moved_into_the_database_beside_the_work(
     assert not log.exists()
 
 
+@pytest.mark.parametrize("error", [Unavailable("it is away"), NeedsPerson("it was moved while it was in use")])
+async def test_a_log_that_cannot_be_moved_is_no_error_of_its_own(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def refuse(*asked: object) -> None:
+        raise error
+
+    monkeypatch.setattr(store._checkpoint, "run", refuse)
+    monkeypatch.setattr(sqlite, "CHECKPOINT_PAGES", 0)
+    await store.commit_decisions([decision("AUSDT")], [], [], 1)
+
+    assert store._checkpointing is not None
+    await store._checkpointing
+
+
 async def test_a_call_that_is_cancelled_leaves_the_store_usable(store: SqliteStore) -> None:
     rows = [funding_row(f"S{n}USDT", m) for n in range(100) for m in range(10)]
     bulk = asyncio.create_task(store.add_rows("funding_rates", rows))

@@ -3,14 +3,14 @@ import { html, useMemo } from "../../vendor/htm-preact.js";
 import { useApi } from "../api.js";
 import { useLive } from "../live.js";
 import { Bar } from "../parts/bars.js";
-import { Figure, Page, Panel, recent } from "../parts/page.js";
+import { Figure, Page, Panel, recent, withoutTables } from "../parts/page.js";
 import { Table } from "../parts/table.js";
 
 export default function Health({ live, api, t }) {
   const { data, error } = useApi(api, "health", {}, 5);
   useLive(live, ["overview"], 1000);
   const now = live.now() ?? Date.now();
-  return html`<${Page} name="health" title=${t("health.title")} ready=${Boolean(data)} error=${error} t=${t}>
+  return html`<${Page} name="health" title=${t("health.title")} ready=${Boolean(data)} error=${error ?? withoutTables(data)} t=${t}>
     ${
       data &&
       html`<div class="panels two">
@@ -19,10 +19,10 @@ export default function Health({ live, api, t }) {
         <${Waiting} data=${data} now=${now} t=${t} />
         <${Room} room=${data.room} t=${t} />
       </div>
-      <${Gaps} data=${data} t=${t} />
-      <${Sources} sources=${data.sources ?? {}} t=${t} />
+      ${!data.database_error && html`<${Gaps} data=${data} t=${t} />`}
+      ${!data.database_error && html`<${Sources} sources=${data.sources ?? {}} t=${t} />`}
       <${Buffers} buffers=${data.buffers ?? {}} now=${now} t=${t} />
-      <${Revisions} rows=${data.revisions ?? []} t=${t} />
+      ${!data.database_error && html`<${Revisions} rows=${data.revisions ?? []} t=${t} />`}
     </div>`
     }
   <//>`;

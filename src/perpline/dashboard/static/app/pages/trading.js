@@ -5,7 +5,7 @@ import { useSecond } from "../header.js";
 import { useLive } from "../live.js";
 import { ModeBadge, Money, Side } from "../parts/badge.js";
 import { LineChart } from "../parts/chart.js";
-import { Figure, Page, Panel, recent } from "../parts/page.js";
+import { Figure, Page, Panel, recent, withoutTables } from "../parts/page.js";
 import { said } from "../parts/said.js";
 import { Table } from "../parts/table.js";
 
@@ -41,7 +41,7 @@ export default function Trading({ live, api, t, open }) {
       empty=${t(`trading.no_${id}`)}
       ...${more}
     />`;
-  return html`<${Page} name="trading" title=${t("page.trading")} ready=${Boolean(data)} error=${error} aside=${aside} t=${t}>
+  return html`<${Page} name="trading" title=${t("page.trading")} ready=${Boolean(data)} error=${error ?? withoutTables(data)} aside=${aside} t=${t}>
     ${facts &&
     html`<div class="panels firsts">
         ${facts.accounts.filter(shown).map((each) => html`<${AccountPanel} key=${each.account} facts=${each} t=${t} />`)}
@@ -290,7 +290,8 @@ function columnsOf(t, live) {
       order,
       column("leg", (row) => said(t, "leg", row.leg)),
       column("kind", (row) => html`${said(t, "kind", String(row.kind).toLowerCase())}`),
-      quantity(),
+      // A stop at the exchange closes whatever is open then, and has no quantity of its own.
+      column("quantity", (row) => (Number(row.quantity) ? format.quantity(row.quantity) : t("trading.whole")), right),
       column("price", (row) => format.price(row.trigger_price ?? row.price), right),
       column("filled", (row) => format.quantity(row.filled), right),
       column("status", (row) => said(t, "order_status", row.status)),

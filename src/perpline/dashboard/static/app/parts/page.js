@@ -1,5 +1,6 @@
 // The frame of a page.
 import { html } from "../../vendor/htm-preact.js";
+import { ApiError } from "../api.js";
 
 /**
  * Root of a page: heading, errors, contents. `name` is that of the file; `ready` says that its data is drawn;
@@ -36,6 +37,11 @@ export function Figure({ name, value, hint = undefined, tone = "", testid = unde
 export function recent(t, ms, now) {
   if (!ms) return t.format.none;
   return Math.floor(ms / 86_400_000) === Math.floor(now / 86_400_000) ? t.format.clock(ms) : t.format.dayMinute(ms);
+}
+
+/** Why an answer has only what the worker tells, as an error to be shown above it; null where it has the tables too. */
+export function withoutTables(data) {
+  return data?.database_error ? new ApiError(data.database_error, 503) : null;
 }
 
 /** The server's sentence, ours where we have one for it, or that it does not answer. */
