@@ -56,9 +56,9 @@ spool.json      files that wait for the database
 log.txt         the last lines of the log that was named by --log; of lines about trading, modes and alarms only
                 what happened, without symbol, quantity, price and person
 
-Keys, tokens, passwords, hosts of other processes and the home folder's name were replaced wherever they stood. Which
-symbols are followed, and what was decided on them, is in it; so is whatever a line of the log says that is not
-perpline's own.
+Keys, tokens, passwords, the hosts of other perpline processes and the home folder's name were replaced wherever they
+stood. Hosts and names of the database and of Redis stay. Which symbols are followed, and what was decided on them, is
+in it; so is whatever a line of the log says that is not perpline's own.
 """
 
 
