@@ -202,8 +202,8 @@ class Accounts:
                     self.live_unattended = await unattended_live(
                         self._store, self._clock.exchange_now_ms(), self._clock.speed
                     )
-                except Unavailable:
-                    pass  # what is away is told of by those who write
+                except (Unavailable, NeedsPerson):
+                    pass  # that it is away, or was moved, is told of by those who write
             await self._clock.sleep_wall(LOOK_AT_LIVE_S)
 
     def _mode_changed(self, change: Change) -> None:
